@@ -1,5 +1,27 @@
-"""Routers for sparse mixture-of-experts layers: Switch, top-k, expert choice; capacity, balance and z losses."""
+"""Routers for sparse mixture-of-experts layers.
+
+A `Router` turns flat tokens into a `Routing`: which expert works on which token, with which
+weight, plus auxiliary losses and statistics. Needs torch and nothing else.
+"""
 
 from flan_moe.routing.__about__ import __version__
+from flan_moe.routing.build import build_routing
+from flan_moe.routing.capacity import expert_capacity, fits_capacity
+from flan_moe.routing.config import ROUTER_NAMES, RouterConfig
+from flan_moe.routing.contract import Routing
+from flan_moe.routing.losses import balance_loss, z_loss
+from flan_moe.routing.router import Router, build_router
 
-__all__ = ["__version__"]
+__all__ = [
+    "ROUTER_NAMES",
+    "Router",
+    "RouterConfig",
+    "Routing",
+    "__version__",
+    "balance_loss",
+    "build_router",
+    "build_routing",
+    "expert_capacity",
+    "fits_capacity",
+    "z_loss",
+]
