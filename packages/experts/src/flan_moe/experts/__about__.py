@@ -1,1 +1,3 @@
+"""The version of flan-moe-experts."""
+
 __version__ = "0.1.0"

@@ -31,5 +31,5 @@ def routing_statistics(
     return {
         "expert_load_E": expert_offsets.diff().float(),
         "dropped_fraction": (token_offsets.diff() == 0).float().sum() / num_tokens,
-        "router_entropy": -(log_prob_TE.exp() * log_prob_TE).sum() / num_tokens,
+        "router_entropy": (log_prob_TE.exp() * -log_prob_TE).sum() / num_tokens,
     }

@@ -1,0 +1,219 @@
+"""Experts as one autograd function over expert-sorted rows, for CPU and any GPU.
+
+Rows of one expert are contiguous, so that each expert is one matrix product on a slice, written
+straight into a preallocated buffer. Between forward and backward only the tokens x_TD and the
+pre-activation h_RH (for ReLU its output a_RF, which is narrower or equal) are kept, plus the
+routing's index vectors: the hidden activation is computed again from h, the gathered tokens are
+gathered again, the dropout mask is drawn again from its seed, and the expert outputs are not
+needed, because the gradient of a row's weight is <dO, a W_o> = <dO W_o^T, a> (SonicMoE, Guo et
+al. 2025, section 3). Experts without rows are not touched, except that their weight gradients are
+set to zero.
+
+Shape suffixes: T tokens, R rows, E experts, D model width, F hidden width, H pre-activation
+width; lower-case r: the rows of one expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from flan_moe.experts.activations import Activation
+from flan_moe.experts.dropout import DropoutSeed, apply_dropout_
+from flan_moe.experts.weights import ExpertWeights
+from flan_moe.routing import Routing
+
+
+def grouped_ffn(
+    x_TD: Tensor,
+    routing: Routing,
+    weights: ExpertWeights,
+    activation: Activation,
+    dropout: DropoutSeed | None,
+) -> Tensor:
+    """The experts, equal to `reference_ffn` up to rounding; deterministic, forward and backward.
+
+    Under autocast the matrix products run in the autocast dtype, and only the weights of experts
+    that have rows are cast. Rows are summed in float32 (float64 for float64 input); the result
+    has the dtype of ``x_TD``. Reads the expert offsets on the host: no cost on CPU, one wait for
+    the device on a GPU. Differentiable once.
+    """
+    device_type = x_TD.device.type
+    matmul_dtype = x_TD.dtype
+    if torch.is_autocast_enabled(device_type) and x_TD.dtype != torch.float64:
+        matmul_dtype = torch.get_autocast_dtype(device_type)
+    with torch.autocast(device_type, enabled=False):
+        return _GroupedFFN.apply(
+            x_TD, *weights, routing.row_weight_R, routing, activation, dropout, matmul_dtype
+        )
+
+
+class _GroupedFFN(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_TD: Tensor,
+        wi_EDH: Tensor,
+        wo_EFD: Tensor,
+        row_weight_R: Tensor,
+        routing: Routing,
+        activation: Activation,
+        dropout: DropoutSeed | None,
+        matmul_dtype: torch.dtype,
+    ) -> Tensor:
+        offsets = routing.expert_offsets.tolist()
+        rows = offsets[-1]
+        row_token_R = routing.row_token_R[:rows]
+        token_row_R = routing.token_row_R[:rows]
+        wants_x, wants_wi, wants_wo, wants_weight = ctx.needs_input_grad[:4]
+
+        x_cast_TD = x_TD.to(matmul_dtype)
+        x_RD = x_cast_TD.index_select(0, row_token_R)
+        h_RH = x_RD.new_empty(rows, wi_EDH.shape[2])
+        for expert, part in _nonempty(offsets):
+            _matmul(x_RD[part], wi_EDH[expert], out=h_RH[part])
+        del x_RD
+        a_RF = activation.forward(h_RH)
+        kept = a_RF if activation.backward_from_output else h_RH
+        if dropout is not None:
+            a_RF = apply_dropout_(a_RF.clone() if kept is a_RF else a_RF, dropout)
+        y_RD = a_RF.new_empty(rows, wo_EFD.shape[2])
+        for expert, part in _nonempty(offsets):
+            _matmul(a_RF[part], wo_EFD[expert], out=y_RD[part])
+
+        ctx.save_for_backward(
+            x_cast_TD if wants_wi else None,
+            kept if wants_x or wants_wi or wants_wo or wants_weight else None,
+            wi_EDH if wants_x else None,
+            wo_EFD if wants_x or wants_wi or wants_weight else None,
+            row_weight_R,
+            row_token_R,
+            token_row_R,
+            routing.token_offsets,
+        )
+        ctx.offsets = offsets
+        ctx.activation = activation
+        ctx.dropout = dropout
+        ctx.matmul_dtype = matmul_dtype
+        ctx.weight_shapes = (wi_EDH.shape, wi_EDH.dtype, wo_EFD.shape, wo_EFD.dtype)
+        return _sum_rows(y_RD, row_weight_R[:rows], token_row_R, routing.token_offsets, x_TD.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_TD: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.autocast(dy_TD.device.type, enabled=False):
+            return (*_backward(ctx, dy_TD), None, None, None, None)
+
+
+def _backward(ctx: Any, dy_TD: Tensor) -> tuple[Tensor | None, ...]:
+    (
+        x_TD,
+        kept,
+        wi_EDH,
+        wo_EFD,
+        row_weight_R,
+        row_token_R,
+        token_row_R,
+        token_offsets,
+    ) = ctx.saved_tensors
+    wants_x, wants_wi, wants_wo, wants_weight = ctx.needs_input_grad[:4]
+    wi_shape, wi_dtype, wo_shape, wo_dtype = ctx.weight_shapes
+    offsets, activation, dropout = ctx.offsets, ctx.activation, ctx.dropout
+    rows = offsets[-1]
+    weight_R1 = row_weight_R[:rows, None]
+    dx_TD = dwi_EDH = dwo_EFD = drow_weight_R = None
+
+    dy_RD = dy_TD.to(ctx.matmul_dtype).index_select(0, row_token_R)
+    if wants_wo or wants_weight:
+        a_RF = kept if activation.backward_from_output else activation.forward(kept)
+        if dropout is not None:
+            a_RF = apply_dropout_(a_RF.clone() if a_RF is kept else a_RF, dropout)
+    if wants_x or wants_wi or wants_weight:
+        da_RF = dy_RD.new_empty(rows, wo_shape[1])  # before the row's weight is multiplied in
+        for expert, part in _nonempty(offsets):
+            _matmul(dy_RD[part], wo_EFD[expert].T, out=da_RF[part])
+    if wants_weight:
+        drow_weight_R = row_weight_R.new_zeros(row_weight_R.shape)
+        drow_weight_R[:rows] = torch.sum(da_RF * a_RF, dim=-1, dtype=row_weight_R.dtype)
+    if wants_wo:
+        a_RF = torch.mul(a_RF, weight_R1, out=torch.empty_like(a_RF) if a_RF is kept else a_RF)
+        dwo_EFD = _per_expert_products(a_RF, dy_RD, offsets, wo_shape, wo_dtype)
+        del a_RF
+    if wants_x or wants_wi:
+        da_RF = da_RF.mul_(weight_R1)
+        if dropout is not None:
+            apply_dropout_(da_RF, dropout)
+        dh_RH = activation.backward(da_RF, kept)
+        del da_RF
+    if wants_wi:
+        x_RD = x_TD.index_select(0, row_token_R)
+        dwi_EDH = _per_expert_products(x_RD, dh_RH, offsets, wi_shape, wi_dtype)
+        del x_RD
+    if wants_x:
+        dx_RD = dh_RH.new_empty(rows, wi_shape[1])
+        for expert, part in _nonempty(offsets):
+            _matmul(dh_RH[part], wi_EDH[expert].T, out=dx_RD[part])
+        dx_TD = _sum_rows(dx_RD, None, token_row_R, token_offsets, dy_TD.dtype)
+    return dx_TD, dwi_EDH, dwo_EFD, drow_weight_R
+
+
+def _nonempty(offsets: list[int]) -> Iterator[tuple[int, slice]]:
+    """Experts that have rows, each with the slice of its rows."""
+    for expert, (start, end) in enumerate(pairwise(offsets)):
+        if end > start:
+            yield expert, slice(start, end)
+
+
+def _matmul(left: Tensor, right: Tensor, *, out: Tensor) -> None:
+    """``out[:] = left @ right``, computed in the dtype of ``left``."""
+    right = right.to(left.dtype)
+    if out.dtype == left.dtype:
+        torch.mm(left, right, out=out)
+    else:
+        out.copy_(left @ right)
+
+
+def _per_expert_products(
+    left_RM: Tensor, right_RN: Tensor, offsets: list[int], shape: torch.Size, dtype: torch.dtype
+) -> Tensor:
+    """The weight gradient: ``left_r^T @ right_r`` for each expert, zeros for those without rows."""
+    product_EMN = left_RM.new_empty(shape, dtype=dtype)
+    for expert, (start, end) in enumerate(pairwise(offsets)):
+        if end > start:
+            _matmul(left_RM[start:end].T, right_RN[start:end], out=product_EMN[expert])
+        else:
+            product_EMN[expert].zero_()
+    return product_EMN
+
+
+def _sum_rows(
+    value_RD: Tensor,
+    weight_R: Tensor | None,
+    token_row_R: Tensor,
+    token_offsets: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Sum each token's rows, optionally weighted: a gather and a sum in a fixed order, no atomics.
+
+    Summed in float32, or float64 for float64 values. A token without rows gets exactly zero.
+    """
+    sum_dtype = torch.promote_types(value_RD.dtype, torch.float32)
+    if value_RD.shape[0] == 0:
+        tokens = token_offsets.shape[0] - 1
+        return value_RD.new_zeros((tokens, value_RD.shape[1]), dtype=dtype)
+    if weight_R is not None:
+        weight_R = weight_R.to(sum_dtype).index_select(0, token_row_R)
+    return F.embedding_bag(
+        token_row_R,
+        value_RD.to(sum_dtype),
+        token_offsets,
+        mode="sum",
+        per_sample_weights=weight_R,
+        include_last_offset=True,
+    ).to(dtype)

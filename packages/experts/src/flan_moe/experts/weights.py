@@ -1,0 +1,24 @@
+"""The weights of a set of experts.
+
+Shape suffixes: E experts, D model width, F hidden width, H = 2F for gated activations, else F.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class ExpertWeights(NamedTuple):
+    """Two stacked matrices, one slice per expert; no biases, as in T5.
+
+    Attributes:
+        wi_EDH: (E, D, H), from the model to the hidden width. For gated activations the first F
+            columns make the activated gate (T5's ``wi_0``) and the last F the linear factor
+            (``wi_1``).
+        wo_EFD: (E, F, D), from the hidden to the model width.
+    """
+
+    wi_EDH: Tensor
+    wo_EFD: Tensor
