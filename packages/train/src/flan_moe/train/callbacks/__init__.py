@@ -1,0 +1,1 @@
+"""Composer callbacks: reproducible steps, checkpoints, router measurements, progress, metrics."""
