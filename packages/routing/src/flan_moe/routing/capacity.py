@@ -48,7 +48,7 @@ def fits_capacity(expert_TK: Tensor, *, num_experts: int, capacity: int) -> Tens
     experts_E = torch.arange(num_experts, device=queue_N.device, dtype=queue_N.dtype)
     start_E = torch.searchsorted(sorted_N, experts_E)
     position_N = torch.arange(queue_N.shape[0], device=queue_N.device)
-    rank_N = position_N - start_E[sorted_N.clamp(min=0)]
+    rank_N = position_N - start_E.index_select(0, sorted_N.clamp(min=0))
     fits_N = torch.empty_like(queue_N, dtype=torch.bool)
     fits_N[order_N] = (rank_N < capacity) & (sorted_N >= 0)
     return fits_N.reshape(k, num_tokens).T

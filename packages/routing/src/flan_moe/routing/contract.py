@@ -17,9 +17,9 @@ class Routing:
     """Which expert works on which token, in compressed sparse rows, grouped both ways.
 
     A token without a row (dropped, or chosen by no expert) costs nothing and gets exactly zero
-    from the experts. On CPU ``num_rows`` is the true number of rows. On other devices it is an
-    upper bound that the host knows without waiting for the device; the true count is
-    ``expert_offsets[-1]``, on the device, and nothing may read rows past it.
+    from the experts. ``num_rows`` is an upper bound that the host knows without waiting for the
+    device; the true count is ``expert_offsets[-1]``, on the device, and nothing may read rows
+    past it. What routers build on CPU is trimmed, so that there the two are equal.
 
     Attributes:
         row_token_R: (R,) int32, the token that a row reads and contributes to. Rows are sorted by
@@ -74,12 +74,6 @@ class Routing:
             true_rows <= self.num_rows,
             f"expert_offsets[-1] is {true_rows}, more than the {self.num_rows} rows allocated",
         )
-        if self.row_token_R.device.type == "cpu":
-            _require(
-                true_rows == self.num_rows,
-                f"expert_offsets[-1] is {true_rows}, but on CPU it must equal the number of rows, "
-                f"{self.num_rows}",
-            )
         token_R = self.row_token_R[:true_rows].long()
         _check_offsets("expert_offsets", self.expert_offsets, true_rows)
         _check_offsets("token_offsets", self.token_offsets, true_rows)

@@ -16,6 +16,7 @@ from flan_moe.routing.contract import Routing
 from flan_moe.routing.losses import balance_loss, z_loss
 from flan_moe.routing.score import router_logits
 from flan_moe.routing.select import preferred_experts, preferred_tokens
+from flan_moe.routing.statistics import router_entropy
 from flan_moe.routing.weigh import expert_choice_weights, token_choice_weights
 
 
@@ -135,16 +136,13 @@ class Router(nn.Module):
                 expert_TK, num_experts=self.config.num_experts, capacity=capacity
             )
         token_T = torch.arange(num_tokens, device=logits_TE.device)
-        return build_routing(
+        return self._routing(
+            logits_TE,
             token_N=token_T.repeat_interleave(k),
             expert_N=expert_TK.reshape(-1),
             weight_N=weight_TK.reshape(-1),
             keep_N=keep_TK.reshape(-1),
-            logits_TE=logits_TE,
-            losses={
-                "balance": balance_loss(logits_TE.softmax(dim=-1), expert_TK),
-                "z": z_loss(logits_TE),
-            },
+            balance=balance_loss(logits_TE.softmax(dim=-1), expert_TK),
         )
 
     def _experts_choose(self, logits_TE: Tensor, capacity: int) -> Routing:
@@ -153,13 +151,34 @@ class Router(nn.Module):
             logits_TE, token_EC, normalize=self.config.normalize_weights
         )
         expert_E = torch.arange(self.config.num_experts, device=logits_TE.device)
-        return build_routing(
+        return self._routing(
+            logits_TE,
             token_N=token_EC.reshape(-1),
             expert_N=expert_E.repeat_interleave(capacity),
             weight_N=weight_EC.reshape(-1),
             keep_N=None,
-            logits_TE=logits_TE,
-            losses={"balance": logits_TE.new_zeros(()), "z": z_loss(logits_TE)},
+            balance=logits_TE.new_zeros(()),
+        )
+
+    def _routing(
+        self,
+        logits_TE: Tensor,
+        *,
+        token_N: Tensor,
+        expert_N: Tensor,
+        weight_N: Tensor,
+        keep_N: Tensor | None,
+        balance: Tensor,
+    ) -> Routing:
+        return build_routing(
+            token_N=token_N,
+            expert_N=expert_N,
+            weight_N=weight_N,
+            keep_N=keep_N,
+            num_tokens=logits_TE.shape[0],
+            num_experts=logits_TE.shape[1],
+            losses={"balance": balance, "z": z_loss(logits_TE)},
+            stats={"router_entropy": router_entropy(logits_TE)},
         )
 
     def _check_inputs(
