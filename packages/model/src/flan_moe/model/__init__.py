@@ -1,5 +1,70 @@
-"""Flan-MoE encoder-decoder models in the Hugging Face ecosystem."""
+"""Flan-MoE encoder-decoders in the Hugging Face ecosystem.
+
+Names are imported when they are first used, so that importing this package (as the command line
+does for ``--help``) does not import transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from flan_moe.model.__about__ import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from flan_moe.model.accounting import (
+        FlopsPerToken,
+        ParameterCount,
+        count_parameters,
+        flops_per_token,
+    )
+    from flan_moe.model.config import FlanMoEConfig
+    from flan_moe.model.twin import dense_twin
+    from flan_moe.model.modeling import FlanMoEForConditionalGeneration
+    from flan_moe.model.output import EncoderOutput, FlanMoEOutput
+    from flan_moe.model.presets import PRESETS, flan_moe_config
+    from flan_moe.model.register import register_auto_classes
+    from flan_moe.model.segments import TokenLayout
+
+__all__ = [
+    "PRESETS",
+    "EncoderOutput",
+    "FlanMoEConfig",
+    "FlanMoEForConditionalGeneration",
+    "FlanMoEOutput",
+    "FlopsPerToken",
+    "ParameterCount",
+    "TokenLayout",
+    "__version__",
+    "count_parameters",
+    "dense_twin",
+    "flan_moe_config",
+    "flops_per_token",
+    "register_auto_classes",
+]
+
+_HOME = {
+    "PRESETS": "presets",
+    "EncoderOutput": "output",
+    "FlanMoEConfig": "config",
+    "FlanMoEForConditionalGeneration": "modeling",
+    "FlanMoEOutput": "output",
+    "FlopsPerToken": "accounting",
+    "ParameterCount": "accounting",
+    "TokenLayout": "segments",
+    "count_parameters": "accounting",
+    "dense_twin": "twin",
+    "flan_moe_config": "presets",
+    "flops_per_token": "accounting",
+    "register_auto_classes": "register",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

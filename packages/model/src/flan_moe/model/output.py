@@ -1,0 +1,49 @@
+"""What the encoder and the model return.
+
+Shape suffixes: B rows, S encoder positions, L decoder positions, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
+
+from flan_moe.routing import Routing
+
+NamedRoutings = tuple[tuple[str, Routing], ...]
+"""Routings with the path of the module that made them, such as ``encoder.layers.1.feed_forward``."""
+
+
+@dataclass
+class EncoderOutput(BaseModelOutput):
+    """Output of the encoder.
+
+    Attributes:
+        last_hidden_state: (B, S, D), zero at padding.
+        hidden_states: embeddings, then the output of every layer (the last one after the final
+            norm), each like ``last_hidden_state``; None unless asked for.
+        attentions: always None: attention weights are never materialised.
+        routings: one entry per sparse layer.
+    """
+
+    routings: NamedRoutings | None = None
+
+
+@dataclass
+class FlanMoEOutput(Seq2SeqLMOutput):
+    """Output of the model: `Seq2SeqLMOutput` plus what a trainer needs to know about the experts.
+
+    Attributes:
+        loss: cross-entropy plus the weighted auxiliary losses; None without labels.
+        logits: (B, L, V), zero at padding; None if ``output_logits=False``.
+        cross_entropy: mean over label tokens other than -100; None without labels.
+        aux_losses: unweighted auxiliary losses by name, each the mean over the sparse layers of
+            both stacks; empty for a dense model, None in a cached decoding step.
+        routings: one entry per sparse layer, encoder first.
+    """
+
+    cross_entropy: Tensor | None = None
+    aux_losses: dict[str, Tensor] | None = None
+    routings: NamedRoutings | None = None
