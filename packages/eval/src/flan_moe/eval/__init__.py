@@ -1,5 +1,98 @@
-"""Zero- and few-shot, direct and chain-of-thought evaluation of encoder-decoder and causal language models."""
+"""Evaluation of encoder-decoder and causal language models: zero- and few-shot, direct and CoT.
+
+Names are loaded when first used, so that ``import flan_moe.eval`` and the command line's help need
+neither torch nor matplotlib.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from flan_moe.eval.__about__ import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from flan_moe.eval.adapters.seq2seq import HFSeq2SeqModel
+    from flan_moe.eval.evaluation import Decoding, evaluate
+    from flan_moe.eval.language_model import Fingerprinted, LanguageModel, TokenAware
+    from flan_moe.eval.report import write_report
+    from flan_moe.eval.report_inputs import Heatmap, Point, Series
+    from flan_moe.eval.requests import GenerateRequest, Loglikelihood, LoglikelihoodRequest
+    from flan_moe.eval.results import GroupScore, Results, ResultsError, TaskScore
+    from flan_moe.eval.run import CellKey, Run, load_run
+    from flan_moe.eval.samples import Sample, SampleLogError
+    from flan_moe.eval.statistics import Interval
+    from flan_moe.eval.suite import Item, Suite, SuiteError, Task, load_suite
+
+_HOME = {
+    "CellKey": "run",
+    "Decoding": "evaluation",
+    "Fingerprinted": "language_model",
+    "GenerateRequest": "requests",
+    "GroupScore": "results",
+    "HFSeq2SeqModel": "adapters.seq2seq",
+    "Heatmap": "report_inputs",
+    "Interval": "statistics",
+    "Item": "suite",
+    "LanguageModel": "language_model",
+    "Loglikelihood": "requests",
+    "LoglikelihoodRequest": "requests",
+    "Point": "report_inputs",
+    "Results": "results",
+    "ResultsError": "results",
+    "Run": "run",
+    "Sample": "samples",
+    "SampleLogError": "samples",
+    "Series": "report_inputs",
+    "Suite": "suite",
+    "SuiteError": "suite",
+    "Task": "suite",
+    "TaskScore": "results",
+    "TokenAware": "language_model",
+    "evaluate": "evaluation",
+    "load_run": "run",
+    "load_suite": "suite",
+    "write_report": "report",
+}
+
+__all__ = [
+    "CellKey",
+    "Decoding",
+    "Fingerprinted",
+    "GenerateRequest",
+    "GroupScore",
+    "HFSeq2SeqModel",
+    "Heatmap",
+    "Interval",
+    "Item",
+    "LanguageModel",
+    "Loglikelihood",
+    "LoglikelihoodRequest",
+    "Point",
+    "Results",
+    "ResultsError",
+    "Run",
+    "Sample",
+    "SampleLogError",
+    "Series",
+    "Suite",
+    "SuiteError",
+    "Task",
+    "TaskScore",
+    "TokenAware",
+    "__version__",
+    "evaluate",
+    "load_run",
+    "load_suite",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

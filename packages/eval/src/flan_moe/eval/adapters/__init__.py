@@ -1,0 +1,1 @@
+"""Hugging Face models as :class:`flan_moe.eval.LanguageModel`."""

@@ -1,0 +1,195 @@
+"""Tables and sample listings of the report, as escaped HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from flan_moe.eval.plots import run_color
+from flan_moe.eval.results import GroupScore, TaskScore
+from flan_moe.eval.run import CellKey, Run, cell_key
+from flan_moe.eval.samples import Sample
+from flan_moe.eval.statistics import Interval
+
+_INTERVALS = (
+    "Scores in percent. In brackets the 95 % interval for other questions of the same tasks; "
+    "“tasks” is the 95 % interval for other tasks of the same kind, which is what a "
+    "claim about unseen tasks needs. “norm.” is 100 (score − chance) / (100 "
+    "− chance), taken per task, so that guessing is 0."
+)
+
+
+def group_table(runs: Sequence[Run]) -> str:
+    """Macro means: a row per group and setting, a column per run."""
+    found = [{(g.group, g.shots, g.mode): g for g in run.results.groups} for run in runs]
+    keys = list(dict.fromkeys(key for groups in found for key in groups))
+    rows = []
+    for group, shots, mode in keys:
+        members = next(g[group, shots, mode] for g in found if (group, shots, mode) in g)
+        cells = "".join(_group_cell(groups.get((group, shots, mode))) for groups in found)
+        rows.append(
+            f"<tr><td>{_group_tag(group)}</td><td>{shots}-shot {mode}</td>"
+            f'<td class="number">{len(members.tasks)}</td>{cells}</tr>\n'
+        )
+    head = f'<th>group</th><th>setting</th><th class="number">tasks</th>{_run_heads(runs)}'
+    return f'<p class="soft small">{_INTERVALS}</p>\n{_table(head, rows)}'
+
+
+def task_table(runs: Sequence[Run]) -> str:
+    """A row per task and setting, a column per run."""
+    found = [{cell_key(score): score for score in run.results.tasks} for run in runs]
+    scores: dict[CellKey, TaskScore] = {}
+    for cells in found:
+        for key, score in cells.items():
+            scores.setdefault(key, score)
+    order = sorted(
+        scores, key=lambda k: (scores[k].group == "held_in", k.mode != "direct", k.shots)
+    )
+    rows = []
+    for key in order:
+        score = scores[key]
+        cells = "".join(_task_cell(by_key.get(key)) for by_key in found)
+        rows.append(
+            f"<tr><th>{escape(key.task)}</th><td>{_group_tag(score.group)}</td>"
+            f"<td>{escape(score.mixture)}</td><td>{key.shots}-shot {key.mode}</td>"
+            f'<td class="number">{score.n}</td><td class="number">{100 * score.chance:.1f}</td>'
+            f"{cells}</tr>\n"
+        )
+    head = (
+        "<th>task</th><th>group</th><th>mixture</th><th>setting</th>"
+        f'<th class="number">n</th><th class="number">chance</th>{_run_heads(runs)}'
+    )
+    return _table(head, rows)
+
+
+def sample_browser(runs: Sequence[Run], count: int) -> str:
+    """The first samples of each cell, all runs side by side; empty without samples or count."""
+    keys = list(dict.fromkeys(key for run in runs for key in run.samples))
+    if not keys or count < 1:
+        return ""
+    parts = [
+        f'<p class="soft small">The first {count} questions of each task, in the order of the '
+        "suite; not a selection.</p>\n"
+    ]
+    for key in keys:
+        by_id: dict[str, list[tuple[int, Sample]]] = {}
+        for position, run in enumerate(runs):
+            for sample in run.samples.get(key, ())[:count]:
+                by_id.setdefault(sample.id, []).append((position, sample))
+        blocks = "".join(_sample_block(runs, answers) for answers in by_id.values())
+        parts.append(
+            f"<details><summary>{escape(key.task)} "
+            f'<span class="soft">{key.shots}-shot {key.mode}</span></summary>\n{blocks}</details>\n'
+        )
+    return "".join(parts)
+
+
+def environment_table(runs: Sequence[Run]) -> str:
+    """What the numbers depend on: model, suite, decoding, versions."""
+    rows = []
+    for position, run in enumerate(runs):
+        results = run.results
+        facts = {
+            "model": results.model or "not named",
+            "fingerprint": (results.fingerprint or "none")[:16],
+            "suite": f"{results.suite} {results.suite_hash[:16]}",
+            "items per task": "all" if results.limit is None else f"at most {results.limit}",
+            "decoding": "greedy, " + ", ".join(f"{k} {v}" for k, v in results.decoding.items()),
+            "versions": ", ".join(f"{k} {v}" for k, v in results.environment.items()),
+        }
+        lines = "".join(
+            f'<span class="detail">{escape(key)}: {escape(value)}</span>'
+            for key, value in facts.items()
+        )
+        rows.append(f"<tr><th>{_run_name(position, run)}</th><td>{lines}</td></tr>\n")
+    return _table("<th>run</th><th>what its numbers depend on</th>", rows)
+
+
+def _sample_block(runs: Sequence[Run], answers: Sequence[tuple[int, Sample]]) -> str:
+    _, first = answers[0]
+    rows = []
+    for position, sample in answers:
+        verdict = "right" if sample.correct else "wrong"
+        rows.append(
+            f"<tr><td>{_run_name(position, runs[position])}</td>"
+            f'<td><span class="{verdict}">{verdict}</span>'
+            f'<span class="detail">{escape(sample.how)}</span></td>'
+            f"<td><pre>{escape(_answer_text(sample))}</pre></td></tr>\n"
+        )
+    return (
+        f'<div class="sample"><span class="soft small">{escape(first.id)}</span>'
+        f"<pre>{escape(first.prompt)}</pre>"
+        f"<div>target: <strong>{escape(first.target)}</strong></div>"
+        f'<table class="outputs"><tbody>\n{"".join(rows)}</tbody></table></div>\n'
+    )
+
+
+def _answer_text(sample: Sample) -> str:
+    if sample.output is not None:
+        return sample.output if sample.output.strip() else "(nothing)"
+    options = zip(sample.options or (), sample.log_probabilities or (), strict=True)
+    ranked = sorted(options, key=lambda pair: -pair[1])
+    return "\n".join(f"{value:9.3f}  {option}" for option, value in ranked)
+
+
+def _group_cell(group: GroupScore | None) -> str:
+    if group is None:
+        return "<td>–</td>"
+    tasks = "" if group.over_tasks is None else f"tasks {_interval(group.over_tasks)} · "
+    return (
+        f'<td><span class="score">{100 * group.score:.1f}</span>'
+        f'<span class="interval">[{_interval(group.over_items)}]</span>'
+        f'<span class="detail">{tasks}norm. {group.normalized:.1f} · unreadable '
+        f"{100 * group.parse_failure_rate:.1f} %</span></td>"
+    )
+
+
+def _task_cell(score: TaskScore | None) -> str:
+    if score is None:
+        return "<td>–</td>"
+    details = [f"norm. {score.normalized:.1f}"]
+    if score.method == "generate":
+        details.append(f"unreadable {100 * score.parse_failures / score.n:.1f} %")
+    details += [
+        f"{_secondary_name(name)} {100 * value:.1f}" for name, value in score.secondary.items()
+    ]
+    if score.mean_output_tokens is not None:
+        details.append(f"{score.mean_output_tokens:.1f} tokens")
+    if score.exemplars_dropped:
+        details.append(f"{score.exemplars_dropped} exemplars dropped")
+    if score.prompts_truncated:
+        details.append(f"{score.prompts_truncated} prompts cut")
+    return (
+        f'<td><span class="score">{100 * score.score:.1f}</span>'
+        f'<span class="interval">[{_interval(score.interval)}]</span>'
+        f'<span class="detail">{escape(" · ".join(details))}</span></td>'
+    )
+
+
+def _secondary_name(name: str) -> str:
+    return {"strict_exact_match": "strict", "per_token_accuracy": "per token"}.get(name, name)
+
+
+def _interval(interval: Interval) -> str:
+    return f"{100 * interval.low:.1f}, {100 * interval.high:.1f}"
+
+
+def _group_tag(group: str) -> str:
+    return f'<span class="tag {escape(group)}">{escape(group.replace("_", "-"))}</span>'
+
+
+def _run_name(position: int, run: Run) -> str:
+    return (
+        f'<span class="swatch" style="background:{run_color(position)}"></span>{escape(run.label)}'
+    )
+
+
+def _run_heads(runs: Sequence[Run]) -> str:
+    return "".join(f"<th>{_run_name(position, run)}</th>" for position, run in enumerate(runs))
+
+
+def _table(head: str, rows: Sequence[str]) -> str:
+    return (
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{"".join(rows)}'
+        "</tbody></table></div>\n"
+    )
