@@ -13,8 +13,7 @@ from flan_moe.model import flops_per_token
 from flan_moe.train.batches import ROW_KEYS, PackedBatch
 
 if TYPE_CHECKING:
-    from flan_moe.model import FlanMoEForConditionalGeneration
-    from flan_moe.model.outputs import FlanMoEOutput
+    from flan_moe.model import FlanMoEForConditionalGeneration, FlanMoEOutput
 
 
 class InstructionTuning(ComposerModel):
@@ -27,11 +26,12 @@ class InstructionTuning(ComposerModel):
     def __init__(self, model: FlanMoEForConditionalGeneration) -> None:
         super().__init__()
         self.net = model
-        self._flops = flops_per_token(model.config)
+        self._flops = flops_per_token(model.config, encoder_length=0, decoder_length=0)
 
     def forward(self, batch: PackedBatch) -> FlanMoEOutput:
-        """Logits, losses and routings of a batch."""
-        return self.net(**{key: batch[key] for key in ROW_KEYS})
+        """Losses and routings of a batch; logits in evaluation only, where a metric reads them."""
+        inputs = {key: batch[key] for key in ROW_KEYS}
+        return self.net(**inputs, output_logits=not self.training)
 
     def loss(self, outputs: FlanMoEOutput, batch: PackedBatch) -> dict[str, Tensor]:
         """The loss and its parts.
@@ -69,7 +69,8 @@ class InstructionTuning(ComposerModel):
     def flops_per_batch(self, batch: PackedBatch) -> float:
         """Floating point operations of a training step on a batch.
 
-        Three times the forward pass, of active parameters and real tokens only.
+        Three times the forward pass, of active parameters and real tokens only; attention scores
+        are left out, as in the usual estimate of six operations per parameter and token.
         """
         encoder = int((batch["encoder_segments"] > 0).sum())
         decoder = int((batch["decoder_segments"] > 0).sum())

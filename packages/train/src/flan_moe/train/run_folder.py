@@ -4,6 +4,8 @@
 
     RUN/recipe.yaml             the resolved recipe, every default spelled out
     RUN/run.json                format version and the fingerprint of the data
+    RUN/model/config.json       the model's configuration
+    RUN/tokenizer/              the tokenizer of the data
     RUN/metrics.jsonl           one line per batch
     RUN/checkpoints/ba40.pt     the whole training state after 40 batches
     RUN/finished.json           written last: the run is complete
@@ -50,6 +52,8 @@ class RunFolder:
         self.metrics_file = self.path / "metrics.jsonl"
         self.finished_file = self.path / "finished.json"
         self.checkpoint_folder = self.path / "checkpoints"
+        self.model_folder = self.path / "model"
+        self.tokenizer_folder = self.path / "tokenizer"
 
     def open(self, recipe: Recipe, data_fingerprint: str) -> None:
         """Claim the folder for a run, or recognise it as this run's.
@@ -208,9 +212,9 @@ class RunFolder:
 
     def _is_unclaimed(self) -> bool:
         """Whether a run was killed here between creating the folder and writing run.json."""
-        return {p.name for p in self.path.iterdir()} <= {"checkpoints", "recipe.yaml"} and not any(
-            self.checkpoint_folder.glob("*")
-        )
+        ours = {"checkpoints", "recipe.yaml", ".partial-recipe.yaml", ".partial-run.json"}
+        names = {p.name for p in self.path.iterdir()}
+        return names <= ours and not any(self.checkpoint_folder.glob("*"))
 
 
 def damage(path: Path) -> str | None:

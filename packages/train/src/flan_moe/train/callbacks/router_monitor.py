@@ -68,7 +68,7 @@ class RouterMonitor(Callback):
         if not self._measures(state.timestamp.batch.value):
             return
         for name, routing in getattr(state.outputs, "routings", None) or ():
-            self._layers.setdefault(name, _Tally()).add(routing)
+            self._layers.setdefault(short_name(name), _Tally()).add(routing)
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Log the batch's tally."""
@@ -81,6 +81,11 @@ class RouterMonitor(Callback):
 
     def _measures(self, batch: int) -> bool:
         return (batch + 1) % self.every == 0 or batch == 0
+
+
+def short_name(module: str) -> str:
+    """``encoder.layers.1.feed_forward`` as ``encoder.1``."""
+    return ".".join(p for p in module.split(".") if p not in ("layers", "feed_forward"))
 
 
 def _measurements(prefix: str, tally: _Tally) -> dict[str, float]:
