@@ -1,5 +1,48 @@
-"""Flan instruction-tuning data: readers, mini-Flan, shards, weighted mixtures, packing."""
+"""Flan instruction-tuning data: readers, mini-Flan, shards, weighted mixtures, packing.
+
+Names are imported when they are first used, so that ``import flan_moe.data`` is light and
+``flan_moe.data.mini_flan`` needs nothing but the standard library.
+"""
+
+from importlib import import_module
+from typing import Any
 
 from flan_moe.data.__about__ import __version__
 
-__all__ = ["__version__"]
+_HOME = {
+    "BuildOptions": "build",
+    "Example": "example",
+    "Manifest": "manifest",
+    "MixtureDataset": "mixture",
+    "PackedCollator": "packing",
+    "TASK_FAMILIES": "mini_flan",
+    "TextEncoder": "tokenizer",
+    "build_data_directory": "build",
+    "build_mixture_dataset": "mixture",
+    "dataloader": "loader",
+    "load_tokenizer": "tokenizer",
+    "mini_flan_sources": "mini_flan.sources",
+    "open_data_directory": "manifest",
+    "pack_examples": "packing",
+    "read_manifest": "manifest",
+    "read_mds": "shards",
+    "read_task_table": "task_table",
+    "read_webdataset": "shards",
+    "save_tokenizer": "tokenizer",
+    "tokenizer_fingerprint": "tokenizer",
+    "train_tokenizer": "tokenizer",
+    "write_mds": "shards",
+    "write_webdataset": "shards",
+}
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

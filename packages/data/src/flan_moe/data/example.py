@@ -1,0 +1,29 @@
+"""A training example in text, the unit that readers yield and shard writers take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One prompt and its target.
+
+    Attributes:
+        task: Name of the task, unique within a built data set.
+        mixture: Name of the mixture that the task belongs to.
+        template: Which form and wording made the prompt, for provenance: ``"few_shot/2"``.
+        prompt: What the encoder reads.
+        target: What the decoder learns to write.
+        meta: Whatever else is known. ``meta["shown"]`` lists the zero-shot prompts of every problem
+            inside ``prompt`` (exemplars and the question), for exact checks against evaluation data.
+    """
+
+    task: str
+    mixture: str
+    template: str
+    prompt: str
+    target: str
+    meta: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,158 @@
+"""The manifest of a built data directory, and the checks made when one is opened."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from flan_moe.data.shards import check_mds
+from flan_moe.data.task_table import read_task_table
+from flan_moe.data.tokenizer import tokenizer_fingerprint
+
+DATA_FORMAT = "flan-moe-data"
+DATA_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a data directory holds.
+
+    Attributes:
+        name: For people.
+        vocab_size: Number of token ids; every stored id is below it.
+        tokenizer_sha256: Fingerprint of ``tokenizer/tokenizer.json``.
+        pad_token_id: Used by packing.
+        eos_token_id: Ends every input and target.
+        max_input_tokens: Sequence budget that the prompts were made for.
+        max_target_tokens: Sequence budget of the targets.
+        seed: Of everything random in the build.
+        splits: Split, then mixture, then ``{"examples", "input_tokens", "target_tokens"}``.
+        tasks: In order of id: ``{"id", "name", "mixture", "group", "train", "validation", "eval"}``,
+            the last three being counts.
+        dropped: Reason, then the number of raw records left out.
+        files: Relative path of every index, table, suite and tokenizer file, and its sha256.
+    """
+
+    name: str
+    vocab_size: int
+    tokenizer_sha256: str
+    pad_token_id: int
+    eos_token_id: int
+    max_input_tokens: int
+    max_target_tokens: int
+    seed: int
+    splits: Mapping[str, Mapping[str, Mapping[str, int]]]
+    tasks: tuple[Mapping[str, Any], ...]
+    dropped: Mapping[str, int]
+    files: Mapping[str, str]
+
+    def write(self, directory: Path) -> None:
+        """Write ``manifest.json``."""
+        record = {"format": DATA_FORMAT, "version": DATA_VERSION, **asdict(self)}
+        text = json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        (directory / MANIFEST_FILE).write_text(text, encoding="utf-8")
+
+
+def read_manifest(directory: str | Path) -> Manifest:
+    """Read ``manifest.json``.
+
+    Raises:
+        ValueError: There is none, or it is damaged or of another version; names file and key.
+    """
+    file = Path(directory) / MANIFEST_FILE
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(
+            f"{file}: no such file; expected a directory built by flan-moe-data"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{file}: damaged manifest: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{file}: damaged manifest: not a JSON object")
+    for key, expected in (("format", DATA_FORMAT), ("version", DATA_VERSION)):
+        if record.pop(key, None) != expected:
+            raise ValueError(f"{file}: {key} is not {expected!r}; build the data with this version")
+    try:
+        return Manifest(tasks=tuple(record.pop("tasks")), **record)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{file}: damaged manifest: {error}") from error
+
+
+def open_data_directory(
+    directory: str | Path,
+    *,
+    vocab_size: int | None = None,
+    tokenizer_sha256: str | None = None,
+    hashes: bool = False,
+) -> Manifest:
+    """Check a data directory before long work starts with it.
+
+    Args:
+        directory: Built by ``flan-moe-data``.
+        vocab_size: Of the model that is to read it; must hold every id.
+        tokenizer_sha256: Fingerprint of the tokenizer that the model goes with.
+        hashes: Read and verify every byte; otherwise existence and sizes of shards only.
+
+    Returns:
+        Its manifest.
+
+    Raises:
+        ValueError: Something is missing, damaged or does not fit; the message names file and key.
+    """
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    file = directory / MANIFEST_FILE
+    found = tokenizer_fingerprint(directory / "tokenizer")
+    if found != manifest.tokenizer_sha256:
+        raise ValueError(
+            f"{file}: tokenizer_sha256 is {manifest.tokenizer_sha256}, but "
+            f"{directory / 'tokenizer' / 'tokenizer.json'} has {found}; the shards were written "
+            "with another tokenizer"
+        )
+    if tokenizer_sha256 is not None and tokenizer_sha256 != manifest.tokenizer_sha256:
+        raise ValueError(
+            f"{file}: tokenizer_sha256 is {manifest.tokenizer_sha256}; expected "
+            f"{tokenizer_sha256}, the tokenizer of the model"
+        )
+    if vocab_size is not None and vocab_size < manifest.vocab_size:
+        raise ValueError(
+            f"{file}: vocab_size is {manifest.vocab_size}; the model has {vocab_size} and cannot "
+            "embed every id"
+        )
+    for split, mixtures in manifest.splits.items():
+        for mixture, counts in mixtures.items():
+            _check_mixture(directory / split / mixture, counts["examples"], hashes)
+    if hashes:
+        for name, digest in manifest.files.items():
+            _check_hash(directory / name, digest)
+    return manifest
+
+
+def file_sha256(file: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check_mixture(directory: Path, examples: int, hashes: bool) -> None:
+    index = check_mds(directory, hashes=hashes)
+    table = read_task_table(directory)
+    stored = sum(shard["samples"] for shard in index["shards"])
+    if not stored == table.num_samples == examples:
+        raise ValueError(
+            f"{directory}: the index lists {stored} samples, tasks.json {table.num_samples}, "
+            f"{MANIFEST_FILE} {examples}; expected the same number"
+        )
+
+
+def _check_hash(file: Path, digest: str) -> None:
+    if not file.is_file():
+        raise ValueError(f"{file}: missing; {MANIFEST_FILE} lists it")
+    if file_sha256(file) != digest:
+        raise ValueError(f"{file}: damaged; its sha256 is not the one in {MANIFEST_FILE}")

@@ -1,0 +1,98 @@
+"""Examples-proportional mixing: how many samples of each task an epoch holds.
+
+A task's rate is ``min(count, cap)`` (Raffel et al. 2020, section 3.5.2; caps of the Flan collection
+in `flan_moe.data.task_source`). Rates are normalised within a mixture, mixtures are combined by
+weight. Legend: T tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+
+def proportional_rates(counts: Sequence[int], caps: Sequence[int]) -> np.ndarray:
+    """Share of each task in its mixture, (T,) float64 with sum 1."""
+    capped_T = np.minimum(np.asarray(counts, np.float64), np.asarray(caps, np.float64))
+    return capped_T / capped_T.sum()
+
+
+def whole_shares(shares: np.ndarray, total: int) -> np.ndarray:
+    """Split ``total`` into whole numbers by share: largest remainders, first come first on ties.
+
+    Args:
+        shares: (T,) non-negative, sum 1.
+        total: What the result sums to.
+
+    Returns:
+        (T,) int64; each within one of its exact share.
+    """
+    exact_T = np.asarray(shares, np.float64) * total
+    quota_T = np.floor(exact_T).astype(np.int64)
+    missing = total - int(quota_T.sum())
+    quota_T[np.argsort(-(exact_T - quota_T), kind="stable")[:missing]] += 1
+    return quota_T
+
+
+def epoch_quotas(rates: np.ndarray, total: int, *, epoch: int, seed: int) -> np.ndarray:
+    """Number of samples of each task in one epoch.
+
+    Every task gets the floor of its exact share; who gets one more is drawn by systematic sampling
+    with a random start per epoch. So each quota is within one of the exact share, and a task whose
+    share is 0.3 samples is met in three epochs of ten instead of never.
+
+    Args:
+        rates: (T,) shares, sum 1.
+        total: Samples in the epoch.
+        epoch: Which epoch.
+        seed: Of the draw.
+
+    Returns:
+        (T,) int64 with sum ``total``.
+    """
+    exact_T = np.asarray(rates, np.float64) * total
+    # A share that is whole but for rounding error must not win or lose a sample by it.
+    quota_T = np.floor(exact_T + 1e-6).astype(np.int64)
+    fraction_T = np.maximum(exact_T - quota_T, 0.0)
+    missing = total - int(quota_T.sum())
+    if missing == 0:
+        return quota_T
+    start = np.random.default_rng((seed, epoch)).random()
+    edges_T = np.cumsum(fraction_T) * (missing / fraction_T.sum())
+    edges_T[-1] = missing  # exact, whatever the rounding of the sum
+    picks_T = np.floor(edges_T + start).astype(np.int64)
+    return quota_T + np.diff(picks_T, prepend=np.floor(start).astype(np.int64))
+
+
+def mixture_weights(
+    sizes: Mapping[str, int], weights: Mapping[str, float] | None
+) -> dict[str, float]:
+    """Share of each mixture in an epoch.
+
+    Args:
+        sizes: Mixture, then the sum of its tasks' capped counts.
+        weights: Mixture, then a non-negative number; every mixture must be named, 0 leaves one out.
+            None weighs mixtures by size, so that all tasks share one proportion.
+
+    Returns:
+        Positive shares with sum 1, in the order of ``sizes``.
+
+    Raises:
+        ValueError: A name is unknown or missing, or a number is not a weight; names the key.
+    """
+    if weights is None:
+        weights = sizes
+    for name, weight in weights.items():
+        if name not in sizes:
+            raise ValueError(f"weights.{name}: no such mixture; expected {sorted(sizes)}")
+        number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+        if not number or not 0 <= weight < float("inf"):
+            raise ValueError(f"weights.{name} is {weight!r}; expected a number, 0 or more")
+    missing = [name for name in sizes if name not in weights]
+    if missing:
+        raise ValueError(f"weights.{missing[0]}: missing; give every mixture a weight, 0 for none")
+    total = sum(weights.values())
+    if total <= 0:
+        raise ValueError("weights: all are 0; expected at least one above")
+    return {name: weights[name] / total for name in sizes if weights[name] > 0}

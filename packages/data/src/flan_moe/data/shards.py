@@ -1,0 +1,276 @@
+"""Tokenised samples in MDS shards and in WebDataset tars: writing, reading, verifying.
+
+A sample is a dict with ``input_ids`` and ``labels`` (unsigned integer arrays that end in eos),
+``task`` (id in the data set's task table) and ``template`` (provenance). Both formats hold the same
+samples in the same order, and the same input gives the same bytes.
+
+MDS (mosaicml-streaming) is for training. Tars are for interchange: one ``.json`` member per sample,
+beside an ``index.json`` with the size, hash and number of samples of each tar.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flan_moe.data.staging import staged_directory
+
+if TYPE_CHECKING:
+    from streaming import MDSWriter
+
+HASH = "sha256"
+INDEX = "index.json"
+DEFAULT_SHARD_BYTES = 1 << 26
+TAR_FORMAT = "flan-moe-webdataset"
+TAR_VERSION = 1
+
+Sample = dict[str, Any]
+
+
+class ShardError(ValueError):
+    """A shard or its index is missing, truncated or damaged; the message names the file."""
+
+
+def mds_writer(
+    directory: str | Path, *, dtype: np.dtype, shard_bytes: int = DEFAULT_SHARD_BYTES
+) -> MDSWriter:
+    """A mosaicml-streaming writer with this package's columns and hashes.
+
+    Args:
+        directory: Must not exist; shards appear in it as they fill, the index at the end.
+        dtype: Of the token ids, uint16 or uint32.
+        shard_bytes: Largest size of a shard.
+    """
+    from streaming import MDSWriter
+
+    name = np.dtype(dtype).name
+    columns = {
+        "input_ids": f"ndarray:{name}",
+        "labels": f"ndarray:{name}",
+        "task": "int",
+        "template": "str",
+    }
+    return MDSWriter(
+        out=str(directory), columns=columns, hashes=[HASH], size_limit=shard_bytes, max_workers=1
+    )
+
+
+def write_mds(
+    directory: str | Path,
+    samples: Iterable[Sample],
+    *,
+    dtype: np.dtype,
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> int:
+    """Write samples as MDS shards with hashes, under the final name only when complete.
+
+    Args:
+        directory: Where to; must not exist before.
+        samples: In the order they are to have.
+        dtype: Of the token ids, uint16 or uint32.
+        shard_bytes: Largest size of a shard.
+
+    Returns:
+        The number of samples.
+
+    Raises:
+        FileExistsError: The directory exists.
+        ValueError: There are no samples.
+    """
+    count = 0
+    with staged_directory(directory) as staging:
+        with mds_writer(staging / "shards", dtype=dtype, shard_bytes=shard_bytes) as writer:
+            for sample in samples:
+                writer.write(sample)
+                count += 1
+        if not count:
+            raise ValueError(f"{directory}: no samples to write")
+        for file in (staging / "shards").iterdir():
+            file.rename(staging / file.name)
+        (staging / "shards").rmdir()
+    return count
+
+
+def read_mds(directory: str | Path) -> Iterator[Sample]:
+    """All samples of one MDS directory in stored order, without any shared state.
+
+    Raises:
+        ShardError: A shard is missing or has not the size that the index states.
+    """
+    from streaming.base.format import reader_from_json
+
+    directory = Path(directory)
+    index = check_mds(directory)
+    for entry in index["shards"]:
+        shard = reader_from_json(str(directory), "", entry)
+        shard.validate(allow_unsafe_types=False)
+        for number in range(len(shard)):
+            yield shard[number]
+
+
+def check_mds(directory: str | Path, *, hashes: bool = False) -> dict[str, Any]:
+    """Compare the shards of a directory with their index.
+
+    Args:
+        directory: One MDS directory.
+        hashes: Read every byte and compare hashes as well; otherwise existence and size only.
+
+    Returns:
+        The parsed index.
+
+    Raises:
+        ShardError: The index or a shard is missing, truncated or damaged.
+    """
+    directory = Path(directory)
+    index = _read_index(directory)
+    if index.get("version") != 2 or not index.get("shards"):
+        raise ShardError(f"{directory / INDEX}: not an MDS index (version 2 with shards)")
+    for entry in index["shards"]:
+        info = entry["raw_data"]
+        _check_file(directory, info["basename"], info["bytes"], info["hashes"], hashes)
+    return index
+
+
+def write_webdataset(
+    directory: str | Path, samples: Iterable[Sample], *, samples_per_shard: int = 10_000
+) -> int:
+    """Write samples as WebDataset tars.
+
+    Args:
+        directory: Where to; it appears when complete and must not exist before.
+        samples: In the order they are to have, for example from `read_mds`.
+        samples_per_shard: How many go into one tar.
+
+    Returns:
+        The number of samples.
+
+    Raises:
+        FileExistsError: The directory exists.
+        ValueError: There are no samples.
+    """
+    shards: list[dict[str, Any]] = []
+    count = 0
+    with staged_directory(directory) as staging:
+        iterator = iter(samples)
+        while chunk := list(_take(iterator, samples_per_shard)):
+            name = f"shard-{len(shards):05d}.tar"
+            _write_tar(staging / name, chunk, first=count)
+            data = (staging / name).read_bytes()
+            digest = hashlib.sha256(data).hexdigest()
+            shards.append(
+                {"name": name, "bytes": len(data), "sha256": digest, "samples": len(chunk)}
+            )
+            count += len(chunk)
+        if not count:
+            raise ValueError(f"{directory}: no samples to write")
+        index = {"format": TAR_FORMAT, "version": TAR_VERSION, "shards": shards}
+        (staging / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    return count
+
+
+def read_webdataset(directory: str | Path) -> Iterator[Sample]:
+    """The samples of a directory of tars, in stored order, through a webdataset pipeline.
+
+    Nothing is extracted to disk and only json is decoded, so member names and contents of an
+    untrusted tar cannot do harm.
+
+    Raises:
+        ShardError: A tar is missing, truncated or damaged, or holds something else.
+    """
+    import webdataset
+
+    directory = Path(directory).absolute()
+    for shard in check_webdataset(directory)["shards"]:
+        file = directory / shard["name"]
+        # A list keeps webdataset from expanding braces or reading a scheme out of the path.
+        pipeline = webdataset.DataPipeline(
+            webdataset.SimpleShardList([f"file:{file}"]), webdataset.tarfile_to_samples()
+        )
+        count = 0
+        try:
+            for member in pipeline:
+                yield _decode(member["json"])
+                count += 1
+        except (tarfile.TarError, KeyError, ValueError, EOFError, OSError) as error:
+            raise ShardError(f"{file}: sample {count} cannot be read: {error}") from error
+        if count != shard["samples"]:
+            raise ShardError(f"{file}: holds {count} samples; the index says {shard['samples']}")
+
+
+def check_webdataset(directory: str | Path, *, hashes: bool = False) -> dict[str, Any]:
+    """Compare the tars of a directory with their index, as `check_mds` does for shards."""
+    directory = Path(directory)
+    index = _read_index(directory)
+    if index.get("format") != TAR_FORMAT or index.get("version") != TAR_VERSION:
+        raise ShardError(f"{directory / INDEX}: not an index of {TAR_FORMAT} version {TAR_VERSION}")
+    for shard in index["shards"]:
+        _check_file(directory, shard["name"], shard["bytes"], {HASH: shard["sha256"]}, hashes)
+    return index
+
+
+def _take(iterator: Iterator[Sample], count: int) -> Iterator[Sample]:
+    for _, sample in zip(range(count), iterator, strict=False):
+        yield sample
+
+
+def _write_tar(file: Path, samples: list[Sample], *, first: int) -> None:
+    # USTAR and fixed metadata: no extra header per member, and the same bytes every time.
+    with tarfile.open(file, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for number, sample in enumerate(samples, start=first):
+            record = {
+                key: value.tolist() if isinstance(value, np.ndarray) else value
+                for key, value in sample.items()
+            }
+            record["dtype"] = sample["input_ids"].dtype.name
+            data = json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
+            member = tarfile.TarInfo(f"{number:09d}.json")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+
+def _decode(data: bytes) -> Sample:
+    record = json.loads(data)
+    name = record.pop("dtype")
+    if name not in ("uint16", "uint32"):
+        raise ValueError(f"dtype is {name!r}; expected uint16 or uint32")
+    for key in ("input_ids", "labels"):
+        record[key] = np.array(record[key], dtype=name)
+    return record
+
+
+def _read_index(directory: Path) -> dict[str, Any]:
+    file = directory / INDEX
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ShardError(f"{file}: no such file; expected the index of the shards") from None
+    except ValueError as error:
+        raise ShardError(f"{file}: damaged index: {error}") from error
+
+
+def _check_file(
+    directory: Path, name: str, size: int, digests: dict[str, str], hashes: bool
+) -> None:
+    file = directory / name
+    if Path(name).name != name:
+        raise ShardError(f"{directory / INDEX}: shard name {name!r} leaves the directory")
+    if not file.is_file():
+        raise ShardError(f"{file}: missing shard; {INDEX} lists it with {size} bytes")
+    found = file.stat().st_size
+    if found != size:
+        raise ShardError(f"{file}: {found} bytes; {INDEX} says {size} (truncated or replaced?)")
+    if not hashes:
+        return
+    if HASH not in digests:
+        raise ShardError(f"{directory / INDEX}: no {HASH} for {name}; expected one to verify with")
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, HASH).hexdigest()
+    if digest != digests[HASH]:
+        raise ShardError(f"{file}: damaged shard; its {HASH} is not the one in {INDEX}")

@@ -1,0 +1,105 @@
+"""Outputs that appear under their name only when they are complete."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_LOCK = ".building"
+
+
+@contextmanager
+def staged_directory(
+    final: str | Path, *, overwrite: bool = False, marker: str | None = None
+) -> Iterator[Path]:
+    """A temporary directory beside ``final`` that is renamed to it when the block ends well.
+
+    When the block raises (an interrupt included) the temporary directory is removed. A process that
+    is killed leaves ``.<name>.building-*`` behind, never ``final``; the next build of the same name
+    removes it, unless the process that made it is still alive.
+
+    Args:
+        final: The directory to make.
+        overwrite: Replace an existing directory; it stays untouched until the new one is complete.
+        marker: With ``overwrite``, a file that the old directory must hold, so that only a
+            directory of the same sort is ever replaced.
+
+    Raises:
+        FileExistsError: ``final`` exists and may not be replaced.
+    """
+    final = Path(final).absolute()
+    check_output_directory(final, overwrite=overwrite, marker=marker)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{final.name}.building-"
+    _remove_abandoned(final.parent, prefix)
+    staging = Path(tempfile.mkdtemp(prefix=prefix, dir=final.parent))
+    lock = os.open(staging / _LOCK, os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        staging.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+        yield staging
+        (staging / _LOCK).unlink()
+        check_output_directory(final, overwrite=overwrite, marker=marker)
+        _replace(staging, final)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    finally:
+        os.close(lock)
+
+
+def check_output_directory(
+    final: str | Path, *, overwrite: bool = False, marker: str | None = None
+) -> None:
+    """Refuse an output directory that is in use, before any work is done for it.
+
+    Raises:
+        FileExistsError: It exists and ``overwrite`` is not set, or it is not what ``marker`` says.
+    """
+    final = Path(final)
+    if not final.exists() or (final.is_dir() and not any(final.iterdir())):
+        return
+    if not overwrite:
+        raise FileExistsError(f"{final} exists already; choose another place or pass --overwrite")
+    if marker is not None and not (final / marker).is_file():
+        raise FileExistsError(
+            f"{final} holds no {marker}, so it is not replaced; remove it yourself"
+        )
+
+
+def _replace(staging: Path, final: Path) -> None:
+    if not final.exists():
+        staging.rename(final)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{final.name}.replaced-", dir=final.parent))
+    final.rename(old / final.name)
+    staging.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_abandoned(parent: Path, prefix: str) -> None:
+    """Remove temporary directories whose maker no longer holds the lock inside."""
+    for directory in parent.glob(f"{prefix}*"):
+        try:
+            lock = os.open(directory / _LOCK, os.O_RDWR)
+        except OSError:
+            continue  # just being made, or not ours
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue
+        else:
+            shutil.rmtree(directory, ignore_errors=True)
+        finally:
+            os.close(lock)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
