@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 from flan_moe.eval.__about__ import __version__
 
 if TYPE_CHECKING:
+    from flan_moe.eval.adapters.causal import HFCausalModel
+    from flan_moe.eval.adapters.loading import load_language_model
     from flan_moe.eval.adapters.seq2seq import HFSeq2SeqModel
+    from flan_moe.eval.compare import Comparison, compare_runs
     from flan_moe.eval.evaluation import Decoding, evaluate
     from flan_moe.eval.language_model import Fingerprinted, LanguageModel, TokenAware
     from flan_moe.eval.report import write_report
@@ -26,10 +29,12 @@ if TYPE_CHECKING:
 
 _HOME = {
     "CellKey": "run",
+    "Comparison": "compare",
     "Decoding": "evaluation",
     "Fingerprinted": "language_model",
     "GenerateRequest": "requests",
     "GroupScore": "results",
+    "HFCausalModel": "adapters.causal",
     "HFSeq2SeqModel": "adapters.seq2seq",
     "Heatmap": "report_inputs",
     "Interval": "statistics",
@@ -49,7 +54,9 @@ _HOME = {
     "Task": "suite",
     "TaskScore": "results",
     "TokenAware": "language_model",
+    "compare_runs": "compare",
     "evaluate": "evaluation",
+    "load_language_model": "adapters.loading",
     "load_run": "run",
     "load_suite": "suite",
     "write_report": "report",
@@ -57,10 +64,12 @@ _HOME = {
 
 __all__ = [
     "CellKey",
+    "Comparison",
     "Decoding",
     "Fingerprinted",
     "GenerateRequest",
     "GroupScore",
+    "HFCausalModel",
     "HFSeq2SeqModel",
     "Heatmap",
     "Interval",
@@ -81,7 +90,9 @@ __all__ = [
     "TaskScore",
     "TokenAware",
     "__version__",
+    "compare_runs",
     "evaluate",
+    "load_language_model",
     "load_run",
     "load_suite",
     "write_report",

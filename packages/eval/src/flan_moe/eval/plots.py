@@ -14,11 +14,14 @@ from flan_moe.eval.suite import Mode
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.transforms import Transform
 
 # Okabe and Ito's palette, told apart with any kind of colour vision; black is kept for text.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
 INK = "#22272e"
+GRID = "#e4e7eb"
 DPI = 150
+CHANCE = "chance"
 
 
 def run_color(position: int) -> str:
@@ -101,7 +104,7 @@ def plot_tasks(runs: Sequence[Run], *, shots: int, mode: Mode) -> bytes:
             color=INK,
             linewidth=1.1,
             linestyle=(0, (2, 1.5)),
-            label="chance" if at == 0 else None,
+            label=CHANCE if at == 0 else None,
         )
     axes.set_yticks(
         range(len(order)), [f"{name} ({_group_name(tasks[name].group)})" for name in order]
@@ -110,7 +113,7 @@ def plot_tasks(runs: Sequence[Run], *, shots: int, mode: Mode) -> bytes:
     axes.set_xlim(0, 100)
     axes.set_xlabel("score (%)")
     axes.grid(axis="y", visible=False)
-    axes.grid(axis="x", visible=True)
+    axes.grid(axis="x", color=GRID, linewidth=0.8)
     _legend(axes, len(runs) + 1)
     return _png(figure)
 
@@ -163,28 +166,46 @@ def plot_heatmap(heatmap: Heatmap) -> bytes:
 
 
 def plot_points(points: Sequence[Point]) -> bytes:
-    """A scatter plot of one group, every mark with its name."""
+    """A scatter plot of one group.
+
+    Marks at nearly the same x are drawn side by side: models compared at equal compute would
+    otherwise hide each other.
+    """
     figure, axes = _figure(width=6.4, height=3.8)
+    spread = max(p.x for p in points) - min(p.x for p in points)
     for position, point in enumerate(points):
-        error = None if point.y_error is None else [[point.y_error[0]], [point.y_error[1]]]
+        neighbours = [
+            at for at, other in enumerate(points) if abs(other.x - point.x) <= 0.02 * spread
+        ]
+        # Aside by whole marks, in points of the paper, so that the axis stays true.
+        aside = 11 * (neighbours.index(position) - (len(neighbours) - 1) / 2)
         axes.errorbar(
             point.x,
             point.y,
-            yerr=error,
+            yerr=None if point.y_error is None else [[point.y_error[0]], [point.y_error[1]]],
             fmt="o",
             markersize=7,
             color=run_color(position),
-            ecolor=run_color(position),
             elinewidth=1.2,
             capsize=3,
+            label=point.label,
+            transform=axes.transData + _shift(figure, aside),
         )
-        axes.annotate(
-            point.label, (point.x, point.y), xytext=(8, 4), textcoords="offset points", fontsize=9
-        )
+        # The shifted marks do not count for the axis limits, so the points themselves must.
+        low, high = point.y_error or (0.0, 0.0)
+        axes.update_datalim([(point.x, point.y - low), (point.x, point.y + high)])
+    axes.margins(x=0.2, y=0.12)
+    axes.autoscale_view()
     axes.set_xlabel(points[0].x_label)
     axes.set_ylabel(points[0].y_label)
-    axes.margins(x=0.25, y=0.15)
+    _legend(axes, len(points) + 1)
     return _png(figure)
+
+
+def _shift(figure: Figure, points: float) -> Transform:
+    from matplotlib.transforms import ScaledTranslation
+
+    return ScaledTranslation(points / 72, 0, figure.dpi_scale_trans)
 
 
 def _figure(*, width: float, height: float) -> tuple[Figure, Axes]:
@@ -200,13 +221,17 @@ def _figure(*, width: float, height: float) -> tuple[Figure, Axes]:
         axes.spines[side].set_color("#b8bec7")
     axes.tick_params(colors=INK, labelsize=9, length=3)
     axes.set_axisbelow(True)
-    axes.grid(axis="y", color="#e4e7eb", linewidth=0.8)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
     return figure, axes
 
 
 def _legend(axes: Axes, entries: int) -> None:
     if entries > 1:
+        handles, labels = axes.get_legend_handles_labels()
+        order = sorted(range(len(labels)), key=lambda at: labels[at] == CHANCE)
         axes.legend(
+            [handles[at] for at in order],
+            [labels[at] for at in order],
             frameon=False,
             fontsize=9,
             loc="lower left",

@@ -27,6 +27,10 @@ class Interval:
         """The interval of ``scale * x + shift`` for a positive scale."""
         return Interval(scale * self.low + shift, scale * self.high + shift)
 
+    def clip(self, low: float, high: float) -> Interval:
+        """The part of the interval between two values that the quantity cannot pass."""
+        return Interval(min(max(self.low, low), high), min(max(self.high, low), high))
+
 
 def standard_error(values: Sequence[float]) -> float:
     """Standard error of the mean: sample standard deviation over the root of n; 0.0 for n = 1."""
@@ -173,17 +177,15 @@ class PairedDifference:
     """Score of run B minus score of run A on the same items.
 
     Attributes:
-        mean: Mean difference.
-        standard_error: Of the mean, from the item-wise differences.
-        interval: Mean plus or minus the t quantile times the standard error.
+        mean: Mean difference, in [-1, 1].
+        interval: Bonett and Price's adjusted Wald interval of the difference.
         wins: Items that B has right and A wrong.
         losses: Items that A has right and B wrong.
         n: Items compared.
-        p_value: Two-sided exact McNemar test (sign test on wins and losses).
+        p_value: Two-sided exact McNemar test, which is the sign test on wins and losses.
     """
 
     mean: float
-    standard_error: float
     interval: Interval
     wins: int
     losses: int
@@ -192,31 +194,32 @@ class PairedDifference:
 
 
 def paired_difference(
-    a: Sequence[float], b: Sequence[float], *, confidence: float = CONFIDENCE
+    a: Sequence[bool], b: Sequence[bool], *, confidence: float = CONFIDENCE
 ) -> PairedDifference:
     """Compare two runs item by item; what both find hard cancels.
 
+    The interval adds one win and one loss before it is computed (Bonett and Price 2012), so that it
+    does not collapse when the runs agree on every item.
+
     Args:
-        a: Scores of run A, one per item.
-        b: Scores of run B on the same items in the same order.
+        a: Whether run A has each item right.
+        b: Whether run B has the same items right, in the same order.
         confidence: Coverage of the interval.
 
     Raises:
         ValueError: The runs differ in length or are empty.
     """
     if len(a) != len(b) or not a:
-        raise ValueError(f"{len(a)} and {len(b)} scores; expected the same items in both runs")
-    differences = [y - x for x, y in zip(a, b, strict=True)]
-    n = len(differences)
-    mean = fmean(differences)
-    error = standard_error(differences)
-    half = student_t_quantile(0.5 + confidence / 2, n - 1) * error if n > 1 else 0.0
-    wins = sum(difference > 0 for difference in differences)
-    losses = sum(difference < 0 for difference in differences)
+        raise ValueError(f"{len(a)} and {len(b)} verdicts; expected the same items in both runs")
+    n = len(a)
+    wins = sum(y and not x for x, y in zip(a, b, strict=True))
+    losses = sum(x and not y for x, y in zip(a, b, strict=True))
+    win, loss = (wins + 1) / (n + 2), (losses + 1) / (n + 2)
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    half = z * math.sqrt((win + loss - (win - loss) ** 2) / (n + 2))
     return PairedDifference(
-        mean=mean,
-        standard_error=error,
-        interval=Interval(mean - half, mean + half),
+        mean=(wins - losses) / n,
+        interval=Interval(max(-1.0, win - loss - half), min(1.0, win - loss + half)),
         wins=wins,
         losses=losses,
         n=n,

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
+from flan_moe.eval.adapters.batching import token_budget_batches
 from flan_moe.eval.adapters.fingerprint import model_fingerprint
+from flan_moe.eval.requests import GenerateRequest
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_TOKENS = 2048
-CPU_TOKEN_BUDGET = 4096
-ACCELERATOR_TOKEN_BUDGET = 65536
 
 
 class HFModel:
@@ -24,12 +24,13 @@ class HFModel:
     Attributes:
         model: The model; its training flag is restored after each call.
         tokenizer: Its tokenizer.
-        max_input_tokens: Longest prompt in tokens; longer ones lose their beginning, with a
-            warning.
+        max_tokens: The length to which prompts are held.
         token_budget: Padded tokens per batch at most.
         max_rows: Rows per batch at most.
         end_of_option: Whether an option is scored with the end-of-sequence token behind it, so
             that "red" does not profit from being the beginning of "red car".
+        eos_id: Id of the token that ends an answer.
+        pad_id: Id of the padding; that of the end where the tokenizer has none.
     """
 
     def __init__(
@@ -38,28 +39,26 @@ class HFModel:
         tokenizer: Any,
         *,
         device: str | torch.device | None,
-        max_input_tokens: int | None,
-        token_budget: int | None,
+        max_tokens: int | None,
+        token_budget: int,
         max_rows: int,
         end_of_option: bool,
     ) -> None:
         """Check the settings; ``device`` None leaves the model where it is."""
-        if device is not None:
-            model = model.to(device)
-        self.model = model
+        self.model = model if device is None else model.to(device)
         self.tokenizer = tokenizer
-        self.max_rows = _positive("max_rows", max_rows)
-        self.end_of_option = end_of_option
-        bound = getattr(model.config, "max_position_embeddings", None)
-        self.max_input_tokens = _positive(
-            "max_input_tokens", max_input_tokens or bound or DEFAULT_MAX_TOKENS
-        )
-        if bound is not None and self.max_input_tokens > bound:
+        positions = getattr(model.config, "max_position_embeddings", None)
+        self.max_tokens = max_tokens if max_tokens is not None else positions or DEFAULT_MAX_TOKENS
+        if positions is not None and self.max_tokens > positions:
             raise ValueError(
-                f"max_input_tokens: {self.max_input_tokens}; the model has {bound} positions"
+                f"longest input: {self.max_tokens} tokens; the model has {positions} positions"
             )
-        default = CPU_TOKEN_BUDGET if self.device.type == "cpu" else ACCELERATOR_TOKEN_BUDGET
-        self.token_budget = _positive("token_budget", token_budget or default)
+        self.token_budget = token_budget
+        self.max_rows = max_rows
+        for key in ("max_tokens", "token_budget", "max_rows"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}: {getattr(self, key)}; expected at least 1")
+        self.end_of_option = end_of_option
         _check_vocabulary(model, tokenizer)
         self.eos_id = tokenizer.eos_token_id
         if self.eos_id is None:
@@ -81,16 +80,23 @@ class HFModel:
         """
         return model_fingerprint(self.model, self.tokenizer, self._settings())
 
-    def _settings(self) -> dict[str, Any]:
-        return {
-            "adapter": type(self).__name__,
-            "max_input_tokens": self.max_input_tokens,
-            "end_of_option": self.end_of_option,
-        }
-
     def count_tokens(self, text: str) -> int:
         """Number of tokens of ``text``, special tokens left out."""
         return len(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "adapter": type(self).__name__,
+            "max_tokens": self.max_tokens,
+            "end_of_option": self.end_of_option,
+        }
+
+    def _batches(
+        self, lengths: Sequence[int], copies: Sequence[int] | None = None
+    ) -> list[list[int]]:
+        return token_budget_batches(
+            lengths, token_budget=self.token_budget, max_rows=self.max_rows, copies=copies
+        )
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -103,25 +109,38 @@ class HFModel:
         finally:
             self.model.train(was_training)
 
-    def _cut(self, ids: list[int], limit: int) -> list[int]:
-        """The last ``limit`` tokens, behind the first one if that begins every sequence."""
-        if len(ids) <= limit:
-            return ids
-        logger.warning("a prompt of %d tokens lost its beginning: the limit is %d", len(ids), limit)
-        keep_first = ids[0] == self.tokenizer.bos_token_id
-        return ids[:1] + ids[len(ids) - limit + 1 :] if keep_first else ids[len(ids) - limit :]
+    def _cut(self, prompts: Sequence[list[int]], limits: Sequence[int]) -> list[list[int]]:
+        """The end of every prompt that is over its limit, behind its first token if that is BOS."""
+        cut = []
+        for ids, limit in zip(prompts, limits, strict=True):
+            if len(ids) <= limit:
+                cut.append(ids)
+            elif limit > 1 and ids[0] == self.tokenizer.bos_token_id:
+                cut.append([ids[0], *ids[len(ids) - limit + 1 :]])
+            else:
+                cut.append(ids[len(ids) - limit :])
+        shorter = sum(len(a) < len(b) for a, b in zip(cut, prompts, strict=True))
+        if shorter:
+            logger.warning(
+                "%d of %d prompts lost their beginning: the limit is %d tokens",
+                *(shorter, len(prompts), max(limits)),
+            )
+        return cut
+
+    def _decode(self, ids: torch.Tensor, requests: Sequence[GenerateRequest]) -> list[str]:
+        """Generated ids (rows, L) as texts, each up to its first stop string."""
+        texts = self.tokenizer.batch_decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return [
+            cut_at_stop(text, request.stop) for text, request in zip(texts, requests, strict=True)
+        ]
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:
     """``text`` up to the first of the stop strings."""
     ends = [text.find(string) for string in stop]
     return text[: min((end for end in ends if end >= 0), default=len(text))]
-
-
-def _positive(key: str, value: int) -> int:
-    if value < 1:
-        raise ValueError(f"{key}: {value}; expected at least 1")
-    return value
 
 
 def _check_vocabulary(model: Any, tokenizer: Any) -> None:

@@ -9,29 +9,34 @@ from torch import Tensor
 
 
 def token_budget_batches(
-    lengths: Sequence[int], *, token_budget: int, max_rows: int
+    lengths: Sequence[int],
+    *,
+    token_budget: int,
+    max_rows: int,
+    copies: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Partition sequences into batches of similar length, longest first.
 
     Args:
         lengths: Tokens of each sequence.
         token_budget: Rows times the longest row of a batch stay within it, unless a single
-            sequence is longer than that.
-        max_rows: Rows per batch at most.
+            sequence is over it.
+        max_rows: Rows per batch at most, with the same exception.
+        copies: Rows that each sequence becomes; one each if None.
 
     Returns:
         Batches of indices; every index is in exactly one.
     """
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    copies = copies if copies is not None else [1] * len(lengths)
     batches: list[list[int]] = []
-    for index in order:
-        batch = batches[-1] if batches else []
-        # The first row of a batch is its longest, because they come in falling order.
-        full = not batch or (len(batch) + 1) * lengths[batch[0]] > token_budget
-        if full or len(batch) == max_rows:
-            batches.append([index])
-        else:
-            batch.append(index)
+    longest = rows = 0
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        rows += copies[index]
+        # Lengths fall, so the first sequence of a batch is its longest.
+        if not batches or rows * longest > token_budget or rows > max_rows:
+            batches.append([])
+            longest, rows = lengths[index], copies[index]
+        batches[-1].append(index)
     return batches
 
 

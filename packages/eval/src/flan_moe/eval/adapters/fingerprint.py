@@ -29,11 +29,15 @@ def model_fingerprint(model: Any, tokenizer: Any, settings: Mapping[str, Any]) -
     digest.update(_canonical({"config": configuration, "settings": dict(settings)}))
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(_canonical([name, str(tensor.dtype), list(tensor.shape)]))
-        flat = tensor.detach().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).cpu().numpy().data)
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        digest.update(backend.to_str().encode())
+        definition = json.loads(backend.to_str())
+        # The last call's padding and truncation are kept there; they are not the tokenizer.
+        definition.pop("padding", None)
+        definition.pop("truncation", None)
+        digest.update(_canonical(definition))
     else:
         digest.update(_canonical(tokenizer.get_vocab()))
     digest.update(_canonical({key: str(v) for key, v in tokenizer.special_tokens_map.items()}))

@@ -1,0 +1,97 @@
+"""From a path to a language model."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+from flan_moe.eval.adapters.causal import HFCausalModel
+from flan_moe.eval.adapters.seq2seq import HFSeq2SeqModel
+
+ENTRY_POINT_GROUP = "flan_moe.register_auto"
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def load_language_model(
+    path: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    device: str | None = None,
+    dtype: str = "float32",
+    max_tokens: int | None = None,
+    token_budget: int | None = None,
+) -> HFSeq2SeqModel | HFCausalModel:
+    """Load a model and its tokenizer with transformers' Auto classes, and wrap them.
+
+    Installed packages may teach the Auto classes further models through the entry-point group
+    ``flan_moe.register_auto``, whose functions are called first. No code from a checkpoint is run.
+
+    Args:
+        path: A folder written by ``save_pretrained``, or a name on the Hugging Face hub.
+        tokenizer: The same for the tokenizer; None if it is with the model.
+        device: Such as "cpu" or "cuda:0"; None for "cuda" where there is one, else "cpu".
+        dtype: Type of the weights in memory.
+        max_tokens: Longest prompt of an encoder-decoder, prompt and answer of a causal model.
+        token_budget: Padded tokens per batch.
+
+    Raises:
+        FileNotFoundError: ``path`` looks like a path and is not there.
+        ValueError: The checkpoint or its tokenizer cannot be loaded.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: {dtype!r}; expected one of {DTYPES}")
+    for plugin in entry_points(group=ENTRY_POINT_GROUP):
+        plugin.load()()
+    source = _source(path)
+    loaded_tokenizer = _load("tokenizer", AutoTokenizer, _source(tokenizer or path))
+    config = _load("configuration", AutoConfig, source)
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    model, info = _load(
+        *("model", auto, source),
+        config=config,
+        dtype=getattr(torch, dtype),
+        output_loading_info=True,
+    )
+    if info["missing_keys"]:
+        # transformers would go on with random weights in their place.
+        missing = sorted(info["missing_keys"])
+        raise ValueError(f"{source}: {len(missing)} weights are missing, the first is {missing[0]}")
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if config.is_encoder_decoder:
+        return HFSeq2SeqModel(
+            *(model, loaded_tokenizer),
+            device=place,
+            max_input_tokens=max_tokens,
+            token_budget=token_budget,
+        )
+    return HFCausalModel(
+        *(model, loaded_tokenizer),
+        device=place,
+        max_total_tokens=max_tokens,
+        token_budget=token_budget,
+    )
+
+
+def _source(path: str | Path) -> str:
+    name = os.fspath(path)
+    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if isinstance(path, Path) or looks_like_path:
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder; expected a saved model")
+        return str(folder)
+    return name
+
+
+def _load(what: str, auto: Any, source: str, **settings: Any) -> Any:
+    try:
+        return auto.from_pretrained(source, trust_remote_code=False, **settings)
+    except Exception as error:  # transformers, safetensors and the hub raise many unrelated types
+        raise ValueError(
+            f"{source}: cannot load a {what}: {type(error).__name__}: {error}"
+        ) from error
