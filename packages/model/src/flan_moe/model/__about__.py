@@ -1,1 +1,3 @@
+"""The version of flan-moe-model."""
+
 __version__ = "0.1.0"

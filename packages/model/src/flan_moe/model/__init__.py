@@ -19,12 +19,12 @@ if TYPE_CHECKING:
         flops_per_token,
     )
     from flan_moe.model.config import FlanMoEConfig
-    from flan_moe.model.twin import dense_twin
     from flan_moe.model.modeling import FlanMoEForConditionalGeneration
     from flan_moe.model.output import EncoderOutput, FlanMoEOutput
     from flan_moe.model.presets import PRESETS, flan_moe_config
     from flan_moe.model.register import register_auto_classes
     from flan_moe.model.segments import TokenLayout
+    from flan_moe.model.twin import dense_twin
 
 __all__ = [
     "PRESETS",

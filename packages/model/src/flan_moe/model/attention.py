@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import EncoderDecoderCache
 
+from flan_moe.model.projection import Projection
 from flan_moe.model.segments import TokenLayout
 
 ATTENTION_BACKENDS = ("auto", "sdpa", "xformers")
@@ -110,6 +111,7 @@ class Attention(nn.Module):
         num_heads: H.
         d_kv: K.
         dropout: on the attention weights.
+        init_factor: scales the initial standard deviations.
 
     Attributes:
         q: D to H * K.
@@ -119,17 +121,27 @@ class Attention(nn.Module):
         backend: see `attend`.
     """
 
-    def __init__(self, *, d_model: int, num_heads: int, d_kv: int, dropout: float) -> None:
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        num_heads: int,
+        d_kv: int,
+        dropout: float,
+        init_factor: float = 1.0,
+    ) -> None:
         super().__init__()
         inner = num_heads * d_kv
         self.num_heads = num_heads
         self.d_kv = d_kv
         self.dropout = dropout
         self.backend = "auto"
-        self.q = nn.Linear(d_model, inner, bias=False)
-        self.k = nn.Linear(d_model, inner, bias=False)
-        self.v = nn.Linear(d_model, inner, bias=False)
-        self.o = nn.Linear(inner, d_model, bias=False)
+        std = init_factor * d_model**-0.5
+        # The initial queries carry the K ** -0.5 that the scores lack.
+        self.q = Projection(d_model, inner, std=std * d_kv**-0.5)
+        self.k = Projection(d_model, inner, std=std)
+        self.v = Projection(d_model, inner, std=std)
+        self.o = Projection(inner, d_model, std=init_factor * inner**-0.5)
 
     def _heads(self, flat_TD: Tensor, layout: TokenLayout) -> Tensor:
         """Flat projections (T, H * K) as padded heads (B, H, S, K)."""

@@ -35,6 +35,7 @@ class Block(nn.Module):
             "num_heads": config.num_heads,
             "d_kv": config.d_kv,
             "dropout": config.dropout_rate,
+            "init_factor": config.initializer_factor,
         }
         norm = {"normalized_shape": config.d_model, "eps": config.layer_norm_epsilon}
         self.layer = layer

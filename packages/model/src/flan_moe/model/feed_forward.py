@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flan_moe.experts import ACTIVATIONS, Experts, SparseFeedForward
 from flan_moe.model.config import FlanMoEConfig, StackName
+from flan_moe.model.projection import Projection
 from flan_moe.routing import build_router
 
 
@@ -21,6 +22,7 @@ class DenseFeedForward(nn.Module):
         d_ff: F.
         activation: a key of `flan_moe.experts.ACTIVATIONS`.
         dropout: on the hidden activation.
+        init_factor: scales the initial standard deviations.
 
     Attributes:
         wi: D to H; for gated activations the first F outputs are the activated gate (T5's
@@ -28,12 +30,21 @@ class DenseFeedForward(nn.Module):
         wo: F to D.
     """
 
-    def __init__(self, *, d_model: int, d_ff: int, activation: str, dropout: float) -> None:
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        d_ff: int,
+        activation: str,
+        dropout: float,
+        init_factor: float = 1.0,
+    ) -> None:
         super().__init__()
         self.act = ACTIVATIONS[activation]
         self.dropout = dropout
-        self.wi = nn.Linear(d_model, 2 * d_ff if self.act.gated else d_ff, bias=False)
-        self.wo = nn.Linear(d_ff, d_model, bias=False)
+        h_width = 2 * d_ff if self.act.gated else d_ff
+        self.wi = Projection(d_model, h_width, std=init_factor * d_model**-0.5)
+        self.wo = Projection(d_ff, d_model, std=init_factor * d_ff**-0.5)
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """(T, D) to (T, D)."""
@@ -52,6 +63,7 @@ def build_feed_forward(
             d_ff=d_ff,
             activation=config.activation,
             dropout=config.dropout_rate,
+            init_factor=config.initializer_factor,
         )
     router_config = config.router_config(stack)
     dropout = config.expert_dropout_rate

@@ -16,39 +16,34 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from flan_moe.experts import Experts
-from flan_moe.model.attention import Attention
 from flan_moe.model.config import FlanMoEConfig
-from flan_moe.model.feed_forward import DenseFeedForward
 from flan_moe.model.position_bias import RelativePositionBias
+from flan_moe.model.projection import Projection
 from flan_moe.routing import Router
 
 ROUTER_STD = 0.02
 
 
 def initialize_module(module: nn.Module, config: FlanMoEConfig) -> None:
-    """Initialise what ``module`` owns; transformers calls this for children before parents.
+    """Initialise the weights that ``module`` itself owns; transformers calls this for each module.
 
     Weights that transformers has marked as read from a checkpoint are left alone.
     """
     factor = config.initializer_factor
     narrow = factor * config.d_model**-0.5
-    if isinstance(module, Experts):
+    if isinstance(module, Projection):
+        _normal(module.weight, module.std)
+    elif isinstance(module, Experts):
         _normal(module.wi, narrow)
         _normal(module.wo, factor * module.wo.shape[1] ** -0.5)
     elif isinstance(module, Router):
         _normal(module.weight, ROUTER_STD)
-    elif isinstance(module, nn.RMSNorm):
-        _fill(module.weight, factor)
+    elif isinstance(module, RelativePositionBias):
+        _normal(module.weight, narrow)
     elif isinstance(module, nn.Embedding):
         _normal(module.weight, factor)
-    elif isinstance(module, RelativePositionBias | nn.Linear):
-        # Of the linear maps only the head keeps this; the others are set by their parents below.
-        _normal(module.weight, narrow)
-    elif isinstance(module, Attention):
-        _normal(module.q.weight, narrow * config.d_kv**-0.5)
-        _normal(module.o.weight, factor * module.o.in_features**-0.5)
-    elif isinstance(module, DenseFeedForward):
-        _normal(module.wo.weight, factor * module.wo.in_features**-0.5)
+    elif isinstance(module, nn.RMSNorm):
+        _fill(module.weight, factor)
 
 
 def _normal(weight: Tensor, std: float) -> None:

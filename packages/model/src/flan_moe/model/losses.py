@@ -17,8 +17,9 @@ IGNORED_LABEL = -100
 
 
 def token_cross_entropy(logits_TV: Tensor, labels_T: Tensor) -> Tensor:
-    """Mean cross-entropy in float32 over labels other than -100; NaN if there are none."""
-    return F.cross_entropy(logits_TV.float(), labels_T, ignore_index=IGNORED_LABEL)
+    """Mean cross-entropy over labels other than -100, in float32 or wider; NaN without labels."""
+    wide_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
+    return F.cross_entropy(wide_TV, labels_T, ignore_index=IGNORED_LABEL)
 
 
 def mean_aux_losses(routings: Iterable[Routing]) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from flan_moe.model.config import FlanMoEConfig
 from flan_moe.model.initialization import initialize_module
 from flan_moe.model.losses import mean_aux_losses, token_cross_entropy, total_loss
 from flan_moe.model.output import EncoderOutput, FlanMoEOutput
+from flan_moe.model.projection import Projection
 from flan_moe.model.segments import TokenLayout
 from flan_moe.model.shift import shift_right, trailing_layout
 from flan_moe.model.stack import Decoder, Encoder, StackOutput, refuse_attentions, token_layout
@@ -52,7 +53,11 @@ class FlanMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.shared = nn.Embedding(config.vocab_size, config.d_model)
         self.encoder = Encoder(config, self.shared)
         self.decoder = Decoder(config, self.shared)
-        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.lm_head = Projection(
+            config.d_model,
+            config.vocab_size,
+            std=config.initializer_factor * config.d_model**-0.5,
+        )
         self.post_init()
 
     def forward(

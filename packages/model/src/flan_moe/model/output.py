@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from flan_moe.routing import Routing
 
 NamedRoutings = tuple[tuple[str, Routing], ...]
-"""Routings with the path of the module that made them, such as ``encoder.layers.1.feed_forward``."""
+"""Routings with the name of the module that made them, as in ``named_modules()``."""
 
 
 @dataclass

@@ -1,0 +1,59 @@
+import math
+
+import pytest
+import torch
+
+from flan_moe.model.attention import KeysAndValues, attend, attention_bias
+
+
+def reference(q, k, v, bias):
+    """Loops in float64."""
+    batch, heads, length, _ = q.shape
+    out = torch.zeros(batch, length, heads, v.shape[-1], dtype=torch.float64)
+    for b in range(batch):
+        for h in range(heads):
+            for i in range(length):
+                scores = [
+                    float(q[b, h, i].double() @ k[b, h, j].double()) + float(bias[b, h, i, j])
+                    for j in range(k.shape[2])
+                ]
+                top = max(scores)
+                weights = [math.exp(score - top) for score in scores]
+                for j, weight in enumerate(weights):
+                    out[b, i, h] += weight / sum(weights) * v[b, h, j].double()
+    return out.flatten(2)
+
+
+def test_attention_is_unscaled_softmax_with_an_additive_bias():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 3, 4, 8), torch.randn(2, 3, 5, 8), torch.randn(2, 3, 5, 8)
+    position_bias = torch.randn(1, 3, 4, 5)
+    allowed = torch.rand(2, 1, 4, 5) > 0.4
+    allowed[..., 0] = True
+    bias = attention_bias(position_bias, allowed, q)
+    out = attend(q, KeysAndValues(k, v), bias, backend="sdpa")
+    masked = position_bias.expand(2, -1, -1, -1).masked_fill(~allowed, -math.inf)
+    torch.testing.assert_close(out.double(), reference(q, k, v, masked), atol=1e-5, rtol=1e-5)
+
+
+def test_rows_that_see_nothing_stay_finite_forward_and_backward():
+    q, k, v = (torch.randn(1, 2, 3, 8, requires_grad=True) for _ in range(3))
+    position_bias = torch.randn(1, 2, 3, 3, requires_grad=True)
+    allowed = torch.tensor([[True, False, False], [False] * 3, [True] * 3])
+    out = attend(q, KeysAndValues(k, v), attention_bias(position_bias, allowed, q))
+    out[:, [0, 2]].sum().backward()
+    for tensor in (out, q.grad, k.grad, v.grad, position_bias.grad):
+        assert tensor.isfinite().all()
+    assert not position_bias.grad[:, :, 1].any()
+
+
+def test_without_bias_and_mask_there_is_no_bias():
+    assert attention_bias(None, None, torch.zeros(1)) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_bias_follows_autocast(dtype):
+    position_bias = torch.randn(1, 2, 3, 3)
+    with torch.autocast("cpu", dtype=dtype):
+        bias = attention_bias(position_bias, torch.ones(3, 3, dtype=torch.bool), torch.zeros(1))
+    assert bias.dtype == dtype
