@@ -9,7 +9,7 @@ Shape suffixes: R rows, F hidden width, H = 2F for gated activations, else F.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import torch
@@ -24,34 +24,46 @@ class Activation(ABC):
 
     Attributes:
         gated: whether H = 2F, as opposed to H = F.
-        backward_from_output: whether `backward` wants the output a_RF in place of h_RH; then only
-            the output has to be kept for the backward pass.
+        keeps_output: whether `vjp` starts from the output a_RF rather than from h_RH; then only
+            the output has to live until the backward pass.
     """
 
     gated: bool = False
-    backward_from_output: bool = False
+    keeps_output: bool = False
 
     @abstractmethod
     def forward(self, h_RH: Tensor) -> Tensor:
         """The hidden activation a_RF; made of differentiable torch operations."""
 
+    def forward_(self, h_RH: Tensor) -> Tensor:
+        """As `forward`, outside autograd; may overwrite ``h_RH`` if `vjp` does not want it."""
+        return self.forward(h_RH)
+
     @abstractmethod
-    def backward(self, da_RF: Tensor, saved: Tensor) -> Tensor:
-        """The gradient of h_RH, given that of a_RF and h_RH (or a_RF) itself."""
+    def vjp(self, kept: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The hidden activation a_RF again, and the map from its gradient to that of h_RH.
+
+        Args:
+            kept: a_RF if ``keeps_output``, else h_RH; not written to.
+        """
 
 
 class ReLU(Activation):
     """``max(h, 0)``: Switch Transformer, original T5."""
 
-    backward_from_output = True
+    keeps_output = True
 
     def forward(self, h_RH: Tensor) -> Tensor:
         """See `Activation.forward`."""
         return F.relu(h_RH)
 
-    def backward(self, da_RF: Tensor, saved: Tensor) -> Tensor:
-        """See `Activation.backward`; ``saved`` is the output, positive where h was."""
-        return _aten.threshold_backward(da_RF, saved, 0.0)
+    def forward_(self, h_RH: Tensor) -> Tensor:
+        """See `Activation.forward_`."""
+        return h_RH.relu_()
+
+    def vjp(self, kept: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """See `Activation.vjp`; the output is positive exactly where h was."""
+        return kept, lambda da_RF: _aten.threshold_backward(da_RF, kept, 0.0)
 
 
 class GELU(Activation):
@@ -61,9 +73,11 @@ class GELU(Activation):
         """See `Activation.forward`."""
         return F.gelu(h_RH, approximate="tanh")
 
-    def backward(self, da_RF: Tensor, saved: Tensor) -> Tensor:
-        """See `Activation.backward`."""
-        return _aten.gelu_backward(da_RF, saved, approximate="tanh")
+    def vjp(self, kept: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """See `Activation.vjp`."""
+        return self.forward(kept), lambda da_RF: _aten.gelu_backward(
+            da_RF, kept, approximate="tanh"
+        )
 
 
 class SiLU(Activation):
@@ -73,9 +87,9 @@ class SiLU(Activation):
         """See `Activation.forward`."""
         return F.silu(h_RH)
 
-    def backward(self, da_RF: Tensor, saved: Tensor) -> Tensor:
-        """See `Activation.backward`."""
-        return _aten.silu_backward(da_RF, saved)
+    def vjp(self, kept: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """See `Activation.vjp`."""
+        return self.forward(kept), lambda da_RF: _aten.silu_backward(da_RF, kept)
 
 
 class Gated(Activation):
@@ -91,14 +105,19 @@ class Gated(Activation):
         gate_RF, linear_RF = h_RH.chunk(2, dim=-1)
         return self._act.forward(gate_RF) * linear_RF
 
-    def backward(self, da_RF: Tensor, saved: Tensor) -> Tensor:
-        """See `Activation.backward`."""
-        gate_RF, linear_RF = saved.chunk(2, dim=-1)
-        dh_RH = torch.empty_like(saved)
-        dgate_RF, dlinear_RF = dh_RH.chunk(2, dim=-1)
-        dgate_RF.copy_(self._act.backward(da_RF * linear_RF, gate_RF))
-        torch.mul(da_RF, self._act.forward(gate_RF), out=dlinear_RF)
-        return dh_RH
+    def vjp(self, kept: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """See `Activation.vjp`."""
+        gate_RF, linear_RF = kept.chunk(2, dim=-1)
+        activated_RF, gate_pullback = self._act.vjp(gate_RF)
+
+        def pullback(da_RF: Tensor) -> Tensor:
+            dh_RH = torch.empty_like(kept)
+            dgate_RF, dlinear_RF = dh_RH.chunk(2, dim=-1)
+            torch.mul(da_RF, activated_RF, out=dlinear_RF)
+            dgate_RF.copy_(gate_pullback(da_RF * linear_RF))
+            return dh_RH
+
+        return activated_RF * linear_RF, pullback
 
 
 ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(

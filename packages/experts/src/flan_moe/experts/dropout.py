@@ -30,30 +30,20 @@ def draw_dropout(probability: float) -> DropoutSeed:
     return DropoutSeed(int(torch.randint(2**63 - 1, ())), probability)
 
 
-def apply_dropout_(a_RF: Tensor, draw: DropoutSeed) -> Tensor:
-    """Zero elements of ``a_RF`` with the given probability and scale the rest; in place.
+def dropout_scale(draw: DropoutSeed, rows: int, width: int, *, device: torch.device) -> Tensor:
+    """The factors of dropout, (rows, width) float32: 0, or 1 / (fraction kept).
 
-    Not differentiable by itself: the gradient is this same function of the output's gradient.
-    """
-    return a_RF.mul_(dropout_scale(draw, a_RF.shape, device=a_RF.device).to(a_RF.dtype))
-
-
-def dropout_scale(
-    draw: DropoutSeed, shape: tuple[int, ...] | torch.Size, *, device: torch.device
-) -> Tensor:
-    """The factors of dropout: 0, or 1 / (fraction kept), float32.
-
-    Sixteen random bits decide an element, four elements per 64-bit draw: several times cheaper
-    than `torch.bernoulli` on CPU. The probability is rounded to a multiple of 2**-16 and the
-    scale follows the rounded value, so that the expectation stays exactly 1.
+    Dropout is ``a_RF * dropout_scale(...)``, and so is its derivative. Sixteen random bits decide
+    an element, four elements per 64-bit draw: several times cheaper than `torch.bernoulli` on
+    CPU. The probability is rounded to a multiple of 2**-16 and the scale follows the rounded
+    value, so that the expectation stays 1.
     """
     dropped_levels = round(draw.probability * _LEVELS)
     if dropped_levels == _LEVELS:
-        return torch.zeros(shape, device=device)
+        return torch.zeros(rows, width, device=device)
     generator = torch.Generator(device).manual_seed(draw.seed)
-    count = shape.numel() if isinstance(shape, torch.Size) else torch.Size(shape).numel()
-    words = torch.empty((count + 3) // 4, dtype=torch.int64, device=device)
+    words = torch.empty((rows * width + 3) // 4, dtype=torch.int64, device=device)
     words.random_(-(2**63), None, generator=generator)
-    level = words.view(torch.int16)[:count].view(shape)
-    kept = level >= dropped_levels - _LEVELS // 2
-    return kept.float().mul_(_LEVELS / (_LEVELS - dropped_levels))
+    level_RF = words.view(torch.int16)[: rows * width].view(rows, width)
+    kept_RF = level_RF >= dropped_levels - _LEVELS // 2
+    return kept_RF.float().mul_(_LEVELS / (_LEVELS - dropped_levels))

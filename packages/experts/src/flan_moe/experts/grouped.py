@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from flan_moe.experts.activations import Activation
-from flan_moe.experts.dropout import DropoutSeed, apply_dropout_
+from flan_moe.experts.dropout import DropoutSeed, dropout_scale
 from flan_moe.experts.weights import ExpertWeights
 from flan_moe.routing import Routing
 
@@ -79,10 +79,12 @@ class _GroupedFFN(torch.autograd.Function):
         for expert, part in _nonempty(offsets):
             _matmul(x_RD[part], wi_EDH[expert], out=h_RH[part])
         del x_RD
-        a_RF = activation.forward(h_RH)
-        kept = a_RF if activation.backward_from_output else h_RH
+        a_RF = activation.forward_(h_RH)
+        kept = a_RF if activation.keeps_output else h_RH
         if dropout is not None:
-            a_RF = apply_dropout_(a_RF.clone() if kept is a_RF else a_RF, dropout)
+            scale_RF = dropout_scale(dropout, *a_RF.shape, device=a_RF.device)
+            a_RF = torch.mul(a_RF, scale_RF, out=torch.empty_like(a_RF) if a_RF is kept else a_RF)
+            del scale_RF
         y_RD = a_RF.new_empty(rows, wo_EFD.shape[2])
         for expert, part in _nonempty(offsets):
             _matmul(a_RF[part], wo_EFD[expert], out=y_RD[part])
@@ -130,31 +132,30 @@ def _backward(ctx: Any, dy_TD: Tensor) -> tuple[Tensor | None, ...]:
     dx_TD = dwi_EDH = dwo_EFD = drow_weight_R = None
 
     dy_RD = dy_TD.to(ctx.matmul_dtype).index_select(0, row_token_R)
-    if wants_wo or wants_weight:
-        a_RF = kept if activation.backward_from_output else activation.forward(kept)
-        if dropout is not None:
-            a_RF = apply_dropout_(a_RF.clone() if a_RF is kept else a_RF, dropout)
     if wants_x or wants_wi or wants_weight:
-        da_RF = dy_RD.new_empty(rows, wo_shape[1])  # before the row's weight is multiplied in
+        da_RF = dy_RD.new_empty(rows, wo_shape[1])  # not yet multiplied by the row's weight
         for expert, part in _nonempty(offsets):
             _matmul(dy_RD[part], wo_EFD[expert].T, out=da_RF[part])
+    a_RF, pullback = activation.vjp(kept)
+    if dropout is not None:
+        scale_RF = dropout_scale(dropout, *a_RF.shape, device=a_RF.device)
+        a_RF = torch.mul(a_RF, scale_RF, out=torch.empty_like(a_RF) if a_RF is kept else a_RF)
+    product_RF = torch.empty_like(a_RF)
     if wants_weight:
+        torch.mul(da_RF, a_RF, out=product_RF)
         drow_weight_R = row_weight_R.new_zeros(row_weight_R.shape)
-        drow_weight_R[:rows] = torch.sum(da_RF * a_RF, dim=-1, dtype=row_weight_R.dtype)
+        torch.sum(product_RF, dim=-1, dtype=row_weight_R.dtype, out=drow_weight_R[:rows])
     if wants_wo:
-        a_RF = torch.mul(a_RF, weight_R1, out=torch.empty_like(a_RF) if a_RF is kept else a_RF)
-        dwo_EFD = _per_expert_products(a_RF, dy_RD, offsets, wo_shape, wo_dtype)
-        del a_RF
+        torch.mul(a_RF, weight_R1, out=product_RF)
+        dwo_EFD = _per_expert_products(product_RF, dy_RD, offsets, wo_shape, wo_dtype)
     if wants_x or wants_wi:
-        da_RF = da_RF.mul_(weight_R1)
+        da_RF.mul_(weight_R1)
         if dropout is not None:
-            apply_dropout_(da_RF, dropout)
-        dh_RH = activation.backward(da_RF, kept)
-        del da_RF
+            da_RF.mul_(scale_RF)
+        dh_RH = pullback(da_RF)
     if wants_wi:
         x_RD = x_TD.index_select(0, row_token_R)
         dwi_EDH = _per_expert_products(x_RD, dh_RH, offsets, wi_shape, wi_dtype)
-        del x_RD
     if wants_x:
         dx_RD = dh_RH.new_empty(rows, wi_shape[1])
         for expert, part in _nonempty(offsets):

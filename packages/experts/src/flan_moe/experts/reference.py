@@ -35,13 +35,13 @@ def reference_ffn(
     sum_dtype = torch.promote_types(x_TD.dtype, torch.float32)
     y_TD = torch.zeros(x_TD.shape, dtype=sum_dtype, device=x_TD.device)
     if dropout is not None:
-        shape = (offsets[-1], weights.wo_EFD.shape[1])
-        scale_RF = dropout_scale(dropout, shape, device=x_TD.device)
+        d_ff = weights.wo_EFD.shape[1]
+        scale_RF = dropout_scale(dropout, offsets[-1], d_ff, device=x_TD.device)
     for expert, (start, end) in enumerate(pairwise(offsets)):
         token_r = routing.row_token_R[start:end].long()
         a_rF = activation.forward(x_TD[token_r] @ weights.wi_EDH[expert])
         if dropout is not None:
-            a_rF = a_rF * scale_RF[start:end].to(a_rF.dtype)
+            a_rF = (a_rF * scale_RF[start:end]).to(a_rF.dtype)
         y_rD = (a_rF @ weights.wo_EFD[expert]).to(sum_dtype)
         y_TD = y_TD.index_add(0, token_r, y_rD * routing.row_weight_R[start:end, None])
     return y_TD.to(x_TD.dtype)
