@@ -17,8 +17,8 @@ class Example:
         template: Which form and wording made the prompt, for provenance: ``"few_shot/2"``.
         prompt: What the encoder reads.
         target: What the decoder learns to write.
-        meta: Whatever else is known. ``meta["shown"]`` lists the zero-shot prompts of every problem
-            inside ``prompt`` (exemplars and the question), for exact checks against evaluation data.
+        meta: Whatever else is known. ``meta["shown"]`` lists the zero-shot prompt of every problem
+            inside ``prompt``, exemplars included, for exact checks against evaluation data.
     """
 
     task: str

@@ -32,8 +32,8 @@ class Manifest:
         max_target_tokens: Sequence budget of the targets.
         seed: Of everything random in the build.
         splits: Split, then mixture, then ``{"examples", "input_tokens", "target_tokens"}``.
-        tasks: In order of id: ``{"id", "name", "mixture", "group", "train", "validation", "eval"}``,
-            the last three being counts.
+        tasks: In order of id: ``{"id", "name", "mixture", "group"}`` and the counts ``{"train",
+            "validation", "eval"}``.
         dropped: Reason, then the number of raw records left out.
         files: Relative path of every index, table, suite and tokenizer file, and its sha256.
     """

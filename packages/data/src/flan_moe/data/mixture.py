@@ -32,8 +32,8 @@ FINGERPRINT_KEY = "mixture_fingerprint"
 class MixtureDataset(StreamingDataset):
     """Samples of several mixtures at examples-proportional rates.
 
-    Built by `build_mixture_dataset`. A sample is a dict with ``input_ids``, ``labels``, ``task`` and
-    ``template``.
+    Built by `build_mixture_dataset`. A sample is a dict with ``input_ids``, ``labels``, ``task``
+    and ``template``.
 
     With ``shuffle``, epochs walk each task through an endless chain of random permutations of its
     samples: none comes again, in whatever epoch, before all others of its task have come. Without,
@@ -77,6 +77,10 @@ class MixtureDataset(StreamingDataset):
                 self._hold = hold(self._shm_prefix_int)
         if ours:
             distributed.destroy_process_group()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the hold on the shared memory to the process that took it."""
+        return {key: value for key, value in self.__dict__.items() if key != "_hold"}
 
     def quotas(self, stream_id: int, epoch: int) -> NDArray[np.int64]:
         """Samples of each task of one mixture in an epoch, (T,), in the order of its table."""
@@ -132,9 +136,9 @@ class MixtureDataset(StreamingDataset):
     def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
         """Position in the data, and the fingerprint of the mixture it belongs to.
 
-        Composer asks with ``num_samples=0, from_beginning=True`` after the end of an epoch. Streaming
-        would answer with the start of the epoch that has just ended, and a resumed run would repeat
-        it; here the answer is the start of the next one.
+        After the end of an epoch Composer asks with ``num_samples=0, from_beginning=True``.
+        Streaming would answer with the start of the epoch that has just ended, and a resumed run
+        would repeat it; here the answer is the start of the next one.
         """
         state = super().state_dict(num_samples, from_beginning)
         if from_beginning and num_samples == 0 and state["epoch"] == self.next_epoch - 1:
@@ -196,7 +200,7 @@ def build_mixture_dataset(
         for name, table in tables.items()
     }
     shares = mixture_weights(sizes, weights)
-    total = epoch_size or sum(sizes[name] for name in shares)
+    total = _epoch_size(epoch_size, sum(sizes[name] for name in shares), shuffle)
     choose = whole_shares(np.array(list(shares.values())), total)
     for name, number in zip(shares, choose, strict=True):
         if number == 0:
@@ -214,6 +218,20 @@ def build_mixture_dataset(
         # One canonical node: with more, streaming repeats samples to even them out.
         num_canonical_nodes=1,
     )
+
+
+def _epoch_size(asked: int | None, natural: int, shuffle: bool) -> int:
+    """Samples in an epoch; with shuffling the same number on every rank.
+
+    Otherwise streaming repeats samples to even out the ranks, which `MixtureDataset` rules out for
+    training; for an evaluation set it is the lesser evil.
+    """
+    ranks = World.detect().num_ranks
+    if asked is None:
+        return natural + (-natural % ranks if shuffle else 0)
+    if shuffle and asked % ranks:
+        raise ValueError(f"epoch_size is {asked}; expected a multiple of the {ranks} ranks")
+    return asked
 
 
 def _fingerprint(

@@ -1,8 +1,8 @@
 """Packing: several examples in one row of encoder tokens and one row of decoder tokens.
 
 Stateless: a batch of raw examples becomes one batch of rows, nothing is carried over to the next,
-so that a resumed run sees the same batches. Segment k of a row's encoder belongs to segment k of its
-decoder; 0 is padding. No attention crosses a segment.
+so that a resumed run sees the same batches. Segment k of a row's encoder belongs to segment k of
+its decoder; 0 is padding. No attention crosses a segment.
 
 Legend: N raw examples, B rows, S encoder tokens, L decoder tokens.
 """
@@ -220,5 +220,5 @@ class PackedCollator:
         return batch
 
     def counts(self) -> dict[str, int]:
-        """Examples packed so far (prefetched batches included), and how many were cut or dropped."""
+        """Examples packed so far, prefetched batches included, and how many were cut or dropped."""
         return dict(zip(_COUNTS, self._counts.sum(0).tolist(), strict=True))

@@ -98,11 +98,15 @@ def write_mds(
     return count
 
 
-def read_mds(directory: str | Path) -> Iterator[Sample]:
-    """All samples of one MDS directory in stored order, without any shared state.
+def read_mds(directory: str | Path, *, start: int = 0) -> Iterator[Sample]:
+    """The samples of one MDS directory in stored order, without any shared state.
+
+    Args:
+        directory: One MDS directory.
+        start: Number of the first sample.
 
     Raises:
-        ShardError: A shard is missing or has not the size that the index states.
+        ShardError: A shard is missing, has not the size that the index states, or is damaged.
     """
     from streaming.base.format import reader_from_json
 
@@ -111,8 +115,13 @@ def read_mds(directory: str | Path) -> Iterator[Sample]:
     for entry in index["shards"]:
         shard = reader_from_json(str(directory), "", entry)
         shard.validate(allow_unsafe_types=False)
-        for number in range(len(shard)):
-            yield shard[number]
+        for number in range(min(start, len(shard)), len(shard)):
+            try:
+                yield shard[number]
+            except (IndexError, ValueError, KeyError, TypeError) as error:
+                file = directory / entry["raw_data"]["basename"]
+                raise ShardError(f"{file}: sample {number} cannot be decoded: {error}") from error
+        start = max(start - len(shard), 0)
 
 
 def check_mds(directory: str | Path, *, hashes: bool = False) -> dict[str, Any]:

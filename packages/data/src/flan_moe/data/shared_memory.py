@@ -26,6 +26,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 SHM = Path("/dev/shm")
 LOCK_TIMEOUT_S = 300.0
@@ -61,19 +62,18 @@ def construction(*, leader: bool) -> Iterator[None]:
         os.close(lock)
 
 
-def hold(prefix: int) -> int | None:
+def hold(prefix: int) -> BinaryIO | None:
     """Mark a prefix as in use until this process and its workers are gone.
 
     Returns:
-        The file descriptor that carries the lock, or None without ``/dev/shm``.
+        The open file that carries the lock; None without ``/dev/shm``.
     """
     if not SHM.is_dir():
         return None
-    descriptor = os.open(SHM / f"{prefix:06d}_locals", os.O_RDWR | os.O_CLOEXEC)
-    if not _try_lock(descriptor, fcntl.LOCK_SH):
-        os.close(descriptor)
+    file = (SHM / f"{prefix:06d}_locals").open("rb", buffering=0)
+    if not _try_lock(file.fileno(), fcntl.LOCK_SH):
         raise RuntimeError(f"shared-memory prefix {prefix:06d} was taken by another process")
-    return descriptor
+    return file
 
 
 def discard_run_state(prefix: int) -> None:

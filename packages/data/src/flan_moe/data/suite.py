@@ -11,6 +11,7 @@ from flan_moe.data.prompts import ANSWER_CUE, COT_CUE
 
 SUITE_FORMAT = "flan-moe-eval-suite"
 SUITE_VERSION = 1
+EXEMPLARS = 8  # per task, for few-shot prompts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from random import Random
 
 from flan_moe.data.mini_flan.family import Family, Instance
@@ -87,7 +88,7 @@ def _sort_numbers(rng: Random) -> Instance:
 def _order_logic(rng: Random) -> Instance:
     more, most, least = rng.choice(SCALES)
     people = rng.sample(NAMES, rng.randint(3, 4))
-    facts = [f"{a} is {more} than {b}." for a, b in zip(people, people[1:], strict=False)]
+    facts = [f"{a} is {more} than {b}." for a, b in pairwise(people)]
     rng.shuffle(facts)
     asked, answer = rng.choice(((most, people[0]), (least, people[-1])))
     return Instance(

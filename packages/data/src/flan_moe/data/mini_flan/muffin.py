@@ -92,8 +92,9 @@ def _yes_no_qa(rng: Random) -> Instance:
 def _dialog_order(rng: Random) -> Instance:
     first, second = rng.sample(COUNTABLES, 2)
     few, many, changed = (rng.randint(1, 9) for _ in range(3))
+    greeting = rng.choice(("Hello! What would you like?", "Good morning! What can I get you?"))
     lines = [
-        f"Clerk: {rng.choice(('Hello! What would you like?', 'Good morning! What can I get you?'))}",
+        f"Clerk: {greeting}",
         f"Customer: {counted(few, first)}, please.",
     ]
     order = [counted(few, first)]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
+from flan_moe.data.forms import Forms
 from flan_moe.data.mini_flan import TASK_FAMILIES
-from flan_moe.data.mini_flan.examples import family_examples
 from flan_moe.data.mini_flan.family import Family, Instance
-from flan_moe.data.suite import SuiteItem
+from flan_moe.data.suite import EXEMPLARS, SuiteItem
 from flan_moe.data.task_source import TaskContent, TaskSource
-
-EXEMPLARS = 8
 
 
 def mini_flan_sources(
@@ -24,7 +22,18 @@ def mini_flan_sources(
         validation: Validation examples per held-in family.
         evaluation: Evaluation questions per family; all of them are different.
         seed: Of everything random.
+
+    Raises:
+        ValueError: A number is negative, or there would be nothing to train on.
     """
+    for key, value, least in (
+        ("examples", examples, 1),
+        ("validation", validation, 0),
+        ("evaluation", evaluation, 0),
+        ("seed", seed, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{key} is {value}; expected {least} or more")
     return [
         TaskSource(
             name=family.name,
@@ -44,6 +53,29 @@ def mini_flan_sources(
     ]
 
 
+def family_forms(family: Family) -> Forms[Instance]:
+    """The training forms of a family."""
+    return Forms(
+        task=family.name,
+        mixture=family.mixture,
+        templates=len(family.templates),
+        key=Instance.content,
+        prompt=family.prompt,
+        answer=lambda instance: instance.answer,
+        rationale=lambda instance: instance.rationale,
+        cot=family.cot,
+        under_definition=partial(_under_definition, family) if family.mixture == "niv2" else None,
+    )
+
+
+def _under_definition(
+    family: Family, instance: Instance, template: int, drawn: Sequence[Instance]
+) -> tuple[str, Sequence[Instance]]:
+    # The one definition has to hold for every example under it.
+    examples = [other for other in drawn if other.fields.get("kind") == instance.fields.get("kind")]
+    return family.prompt(instance, template, tuple(examples)), examples
+
+
 def _open(
     family: Family,
     fits: Callable[[str], bool],
@@ -53,9 +85,14 @@ def _open(
     evaluation: int,
     seed: int,
 ) -> TaskContent:
+    def split_examples(split: str, count: int) -> Iterable:
+        instances = [family.instance(index, seed=seed, split=split) for index in range(count)]
+        name = f"{seed}/{family.name}/{split}/form"
+        return family_forms(family).examples(instances, seed=name, fits=fits)
+
     return TaskContent(
-        train=family_examples(family, examples, seed=seed, split="train", fits=fits),
-        validation=family_examples(family, validation, seed=seed, split="validation", fits=fits),
+        train=split_examples("train", examples),
+        validation=split_examples("validation", validation),
         items=_items(family, family.instances(seed=seed, split="eval"), evaluation),
         # Exemplars come from the validation problems, so they are never evaluation questions.
         exemplars=_items(family, family.instances(seed=seed, split="validation"), EXEMPLARS),

@@ -1,0 +1,64 @@
+"""Plain jsonl: one object per line with the strings ``prompt`` and ``target``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from flan_moe.data.readers.record import (
+    RawDataError,
+    RawTask,
+    Record,
+    files_under,
+    keep_usable,
+    whole_lines,
+)
+
+
+def jsonl_files(path: str | Path) -> list[Path]:
+    """The ``.jsonl`` files of a folder, or the one file given."""
+    return files_under(path, "*.jsonl", "a .jsonl file")
+
+
+def read_jsonl_rows(file: str | Path) -> Iterator[Record]:
+    """The rows of a file, one at a time.
+
+    Raises:
+        RawDataError: A line is not such an object, or the file is truncated; names the line.
+    """
+    for number, line in whole_lines(Path(file)):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise RawDataError(f"{file}:{number}: not valid JSON: {error}") from error
+        prompt, target = (
+            (row.get("prompt"), row.get("target")) if isinstance(row, dict) else (None, None)
+        )
+        if not isinstance(prompt, str) or not isinstance(target, str):
+            raise RawDataError(
+                f"{file}:{number}: expected an object with the strings 'prompt' and 'target'"
+            )
+        yield Record(input=prompt.strip(), targets=(target.strip(),))
+
+
+def read_jsonl_task(file: str | Path) -> RawTask:
+    """A file as one task, named after it.
+
+    Raises:
+        RawDataError: As `read_jsonl_rows`, or there is no usable row.
+    """
+    file = Path(file)
+    rows = list(read_jsonl_rows(file))
+    records, dropped = keep_usable(rows)
+    if not records:
+        raise RawDataError(f"{file}: no usable row among {len(rows)}")
+    return RawTask(
+        name=file.stem,
+        file=file,
+        definition=None,
+        examples=(),
+        records=records,
+        read=len(rows),
+        dropped=dropped,
+    )

@@ -1,0 +1,105 @@
+"""Natural Instructions v2 task files: one JSON object per task.
+
+Used are ``Definition`` (list of strings), ``Positive Examples`` (objects with ``input`` and
+``output``) and ``Instances`` (objects with ``input`` and a list of right ``output``)
+(github.com/allenai/natural-instructions, task schema).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from flan_moe.data.readers.record import (
+    RawDataError,
+    RawTask,
+    Record,
+    files_under,
+    keep_usable,
+)
+
+
+def natural_instructions_files(path: str | Path) -> list[Path]:
+    """The task files of a folder (or of its ``tasks`` folder), or the one file given."""
+    path = Path(path)
+    if (path / "tasks").is_dir():
+        path /= "tasks"
+    return files_under(path, "task*.json", "a Natural Instructions task file")
+
+
+def read_natural_instructions_task(file: str | Path) -> RawTask:
+    """Read a task file; the task is named after it.
+
+    Raises:
+        RawDataError: The file is truncated, not JSON, or not a task; names the record.
+    """
+    file = Path(file)
+    task = _parse(file)
+    definition = "\n".join(_texts(task, "Definition", file)).strip()
+    examples = tuple(
+        (record.input, record.targets[0])
+        for record in _records(task, "Positive Examples", file)
+        if record.input and record.targets[0]
+    )
+    read = list(_records(task, "Instances", file))
+    records, dropped = keep_usable(read)
+    if not records:
+        raise RawDataError(f"{file}: Instances: no usable record among {len(read)}")
+    return RawTask(
+        name=file.stem,
+        file=file,
+        definition=definition,
+        examples=examples,
+        records=records,
+        read=len(read),
+        dropped=dropped,
+    )
+
+
+def _parse(file: Path) -> dict[str, Any]:
+    try:
+        task = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise RawDataError(f"{file}: no such file") from None
+    except json.JSONDecodeError as error:
+        raise RawDataError(
+            f"{file}:{error.lineno}: not valid JSON at column {error.colno}: {error.msg}; is the "
+            "file truncated?"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise RawDataError(f"{file}: not UTF-8: {error}") from error
+    if not isinstance(task, dict):
+        raise RawDataError(f"{file}: {type(task).__name__}; expected a JSON object with a task")
+    return task
+
+
+def _list(task: dict[str, Any], key: str, file: Path) -> list[Any]:
+    if not isinstance(task.get(key), list):
+        raise RawDataError(f"{file}: {key}: missing or not a list; expected a list")
+    return task[key]
+
+
+def _texts(task: dict[str, Any], key: str, file: Path) -> list[str]:
+    texts = _list(task, key, file)
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise RawDataError(f"{file}: {key}: expected one or more non-empty strings")
+    return texts
+
+
+def _records(task: dict[str, Any], key: str, file: Path) -> Iterator[Record]:
+    for number, entry in enumerate(_list(task, key, file)):
+        where = f"{file}: {key}[{number}]"
+        if not isinstance(entry, dict) or not isinstance(entry.get("input"), str):
+            raise RawDataError(f"{where}: expected an object with a string 'input'")
+        outputs = entry.get("output")
+        outputs = [outputs] if isinstance(outputs, str) else outputs
+        strings = isinstance(outputs, list) and all(isinstance(output, str) for output in outputs)
+        if not strings or not outputs:
+            raise RawDataError(f"{where}: output: expected a string or a list of strings")
+        targets = tuple(output.strip() for output in outputs)
+        yield Record(
+            input=entry["input"].strip(),
+            targets=tuple(dict.fromkeys(target for target in targets if target)) or ("",),
+        )

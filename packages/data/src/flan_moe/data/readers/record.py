@@ -1,0 +1,110 @@
+"""What every reader yields, and the checks they share."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class RawDataError(ValueError):
+    """A raw file that cannot be read; the message names the file and the line or record."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One solved problem as its file holds it.
+
+    Attributes:
+        input: The problem.
+        targets: One or more right answers.
+        rationale: Reasoning that leads to the answer, if the file has it.
+    """
+
+    input: str
+    targets: tuple[str, ...]
+    rationale: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawTask:
+    """One task as its file holds it.
+
+    Attributes:
+        name: Taken from the file's name.
+        file: Where it was read.
+        definition: What is to be done, for tasks that state it apart from the problems.
+        examples: Solved (input, output) pairs that come with the definition.
+        records: The problems kept, in the file's order.
+        read: Number of records in the file.
+        dropped: Reason, then the number of records left out; with ``records`` they add up to
+            ``read``.
+    """
+
+    name: str
+    file: Path
+    definition: str | None
+    examples: tuple[tuple[str, str], ...]
+    records: tuple[Record, ...]
+    read: int
+    dropped: Counter[str]
+
+
+def keep_usable(records: Iterable[Record]) -> tuple[tuple[Record, ...], Counter[str]]:
+    """Leave out records without input or answer, and exact repetitions.
+
+    Returns:
+        What is kept, in order, and how many were left out for which reason.
+    """
+    dropped: Counter[str] = Counter()
+    kept: dict[Record, None] = {}
+    for record in records:
+        if not record.input:
+            dropped["empty input"] += 1
+        elif not any(record.targets):
+            dropped["empty answer"] += 1
+        elif record in kept:
+            dropped["repeated record"] += 1
+        else:
+            kept[record] = None
+    return tuple(kept), dropped
+
+
+def files_under(path: str | Path, pattern: str, what: str) -> list[Path]:
+    """One file, or the files of a folder that match, sorted by name.
+
+    Raises:
+        RawDataError: The path does not exist or holds none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    files = sorted(path.glob(pattern))
+    if not files:
+        raise RawDataError(f"{path}: expected {what} or a folder with {pattern} files")
+    return files
+
+
+def whole_lines(file: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a UTF-8 file with their numbers, without the line ends.
+
+    Only a line feed ends a line; other separators of Unicode may stand inside a field.
+
+    Raises:
+        RawDataError: The file is missing, a line is not UTF-8, or the last line has no end, which
+            is how a truncated file looks.
+    """
+    try:
+        with file.open("rb") as stream:
+            for number, line in enumerate(stream, start=1):
+                if not line.endswith(b"\n"):
+                    raise RawDataError(
+                        f"{file}:{number}: the last line has no line end; the file is truncated"
+                    )
+                try:
+                    yield number, line.decode("utf-8").removesuffix("\n").removesuffix("\r")
+                except UnicodeDecodeError as error:
+                    raise RawDataError(f"{file}:{number}: not UTF-8: {error}") from error
+    except FileNotFoundError:
+        raise RawDataError(f"{file}: no such file") from None
