@@ -25,7 +25,12 @@ SIGINT with the state saved: the same command continues.
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    # argparse gives up on positional arguments behind an option: run RECIPE --out DIR key=value
+    if any(r.startswith("-") for r in rest) or (rest and not hasattr(options, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
     # Imported when a command runs: --help must not wait for torch.
     from flan_moe.train.recipe import RecipeError
     from flan_moe.train.run_folder import RunFolderError

@@ -88,8 +88,9 @@ class DataSection(Validated):
             mixture in the folder, at `flan_moe.data`'s default weights.
         batch_size: Raw examples per optimizer step, over all ranks.
         epoch_size: Raw examples per epoch; default: as many as there are.
-        input_length: Longest packed input row, in tokens.
-        target_length: Longest packed target row, in tokens.
+        input_length: Encoder tokens of a packed row; default: the longest prompt the data were
+            built for.
+        target_length: Decoder tokens of a packed row; default: the same for targets.
         workers: Data loading processes per rank.
     """
 
@@ -97,8 +98,8 @@ class DataSection(Validated):
     mixtures: dict[str, NonNegative] | None = None
     batch_size: PositiveInt
     epoch_size: PositiveInt | None = None
-    input_length: PositiveInt
-    target_length: PositiveInt
+    input_length: PositiveInt | None = None
+    target_length: PositiveInt | None = None
     workers: NonNegativeInt = 0
 
     def check(self) -> None:

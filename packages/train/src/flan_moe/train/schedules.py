@@ -8,34 +8,36 @@ from typing import TYPE_CHECKING
 from composer.core import State, Time
 from composer.optim import (
     ComposerScheduler,
+    ConstantScheduler,
     ConstantWithWarmupScheduler,
+    CosineAnnealingScheduler,
     CosineAnnealingWithWarmupScheduler,
+    LinearScheduler,
     LinearWithWarmupScheduler,
 )
 
-from flan_moe.train.recipe_schema import Constant, Cosine, InverseSquareRoot, Linear, amount
+from flan_moe.train.recipe_schema import Constant, Cosine, InverseSquareRoot, Linear
 
 if TYPE_CHECKING:
     from composer.core import TimeUnit
 
 
 def build_schedule(
-    section: Constant | Linear | Cosine | InverseSquareRoot, duration: str
+    section: Constant | Linear | Cosine | InverseSquareRoot,
 ) -> ComposerScheduler:
-    """The learning rate schedule a recipe asks for, as a multiple of the optimizer's rate.
-
-    Args:
-        section: The recipe's schedule section.
-        duration: ``training.duration``, whose unit the schedule counts in.
-    """
-    warmup = section.warmup or f"0{amount(duration)[1]}"
+    """The learning rate schedule a recipe asks for, as a multiple of the optimizer's rate."""
+    warmup = section.warmup
+    if isinstance(section, InverseSquareRoot):
+        return InverseSquareRootScheduler(section.warmup)
     if isinstance(section, Constant):
-        return ConstantWithWarmupScheduler(t_warmup=warmup)
+        return ConstantWithWarmupScheduler(t_warmup=warmup) if warmup else ConstantScheduler()
     if isinstance(section, Linear):
-        return LinearWithWarmupScheduler(t_warmup=warmup, alpha_f=section.final)
-    if isinstance(section, Cosine):
+        if warmup:
+            return LinearWithWarmupScheduler(t_warmup=warmup, alpha_f=section.final)
+        return LinearScheduler(alpha_f=section.final)
+    if warmup:
         return CosineAnnealingWithWarmupScheduler(t_warmup=warmup, alpha_f=section.final)
-    return InverseSquareRootScheduler(section.warmup)
+    return CosineAnnealingScheduler(alpha_f=section.final)
 
 
 class InverseSquareRootScheduler(ComposerScheduler):

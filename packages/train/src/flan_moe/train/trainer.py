@@ -107,7 +107,7 @@ def build_trainer(
     return Trainer(
         model=model,
         optimizers=build_optimizer(recipe.optimizer, model.net),
-        schedulers=build_schedule(recipe.schedule, training.duration),
+        schedulers=build_schedule(recipe.schedule),
         step_schedulers_every_batch=True,
         algorithms=[]
         if clip is None
@@ -178,7 +178,9 @@ def _evaluators(plan: Plan) -> list[Evaluator] | None:
     if recipe.evaluation.interval is None:
         return None
     return [
-        Evaluator(label=mixture, dataloader=data_spec(loader), eval_interval=recipe.evaluation.interval)
+        Evaluator(
+            label=mixture, dataloader=data_spec(loader), eval_interval=recipe.evaluation.interval
+        )
         for mixture, loader in plan.data.validation_loaders(recipe).items()
     ]
 

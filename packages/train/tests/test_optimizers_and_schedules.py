@@ -1,0 +1,80 @@
+"""What the optimizer section and the schedule section of a recipe become."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from composer.core import Time, Timestamp
+
+from flan_moe.model import FlanMoEForConditionalGeneration, flan_moe_config
+from flan_moe.train.adafactor import ExpertAdafactor
+from flan_moe.train.optimizers import build_optimizer, parameter_groups
+from flan_moe.train.recipe_schema import (
+    Adafactor,
+    AdamW,
+    Constant,
+    Cosine,
+    InverseSquareRoot,
+    Linear,
+)
+from flan_moe.train.schedules import build_schedule
+
+
+@pytest.fixture(scope="module")
+def model():
+    return FlanMoEForConditionalGeneration(flan_moe_config("flan-moe-tiny"))
+
+
+def test_norms_and_position_biases_are_not_decayed(model):
+    names = {id(p): n for n, p in model.named_parameters()}
+    decayed, undecayed = parameter_groups(model, 0.1)
+    assert (decayed["weight_decay"], undecayed["weight_decay"]) == (0.1, 0.0)
+    exempt = {names[id(p)] for p in undecayed["params"]}
+    assert exempt == {n for n in names.values() if "norm" in n or "position_bias" in n}
+    assert "encoder.layers.1.feed_forward.experts.wi" in {names[id(p)] for p in decayed["params"]}
+    assert len(decayed["params"]) + len(undecayed["params"]) == len(names)
+
+
+def test_frozen_parameters_are_left_out():
+    model = FlanMoEForConditionalGeneration(flan_moe_config("flan-moe-tiny"))
+    model.shared.weight.requires_grad_(False)
+    parameters = [p for g in parameter_groups(model, 0.0) for p in g["params"]]
+    assert all(p is not model.shared.weight for p in parameters)
+
+
+def test_every_setting_reaches_the_optimizer(model):
+    adamw = build_optimizer(AdamW(lr=0.5, betas=(0.8, 0.9), eps=1e-5, weight_decay=0.1), model)
+    assert isinstance(adamw, torch.optim.AdamW)
+    group = adamw.param_groups[0]
+    assert (group["lr"], group["betas"], group["eps"]) == (0.5, (0.8, 0.9), 1e-5)
+    section = Adafactor(lr=0.5, decay=0.7, clip_threshold=2.0, scale_parameter=False)
+    adafactor = build_optimizer(section, model)
+    assert isinstance(adafactor, ExpertAdafactor)
+    group = adafactor.param_groups[0]
+    assert (group["lr"], group["decay"], group["clip_threshold"]) == (0.5, 0.7, 2.0)
+    assert group["scale_parameter"] is False
+
+
+def multiple(section, batch):
+    maximum = Time.from_timestring("100ba")
+    state = SimpleNamespace(
+        timestamp=Timestamp(batch=batch), max_duration=maximum, dataloader_len=None
+    )
+    return build_schedule(section)(state)
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        (Constant(), {0: 1.0, 50: 1.0, 99: 1.0}),
+        (Constant(warmup="10ba"), {0: 0.0, 5: 0.5, 10: 1.0, 99: 1.0}),
+        (Linear(warmup="10ba", final=0.1), {5: 0.5, 10: 1.0, 55: 0.55, 100: 0.1}),
+        (Linear(), {0: 1.0, 50: 0.5}),
+        (Cosine(warmup="20ba"), {10: 0.5, 20: 1.0, 60: 0.5, 100: 0.0}),
+        (Cosine(), {25: (1 + math.cos(math.pi / 4)) / 2}),
+        (InverseSquareRoot(warmup="16ba"), {0: 0.0, 4: 0.25, 16: 1.0, 64: 0.5}),
+    ],
+)
+def test_schedules_have_their_closed_form(section, values):
+    assert {b: multiple(section, b) for b in values} == pytest.approx(values)
