@@ -65,8 +65,16 @@ def test_damage_is_named_by_line(tmp_path):
 
 @pytest.mark.parametrize(
     ("value", "number"),
-    [(1, 1), (1.5, 1.5), (torch.tensor(2.0), 2.0), (torch.ones(2), None), ("1", None)]
-    + [(float("inf"), None), (True, None), (None, None)],
+    [
+        (1, 1),
+        (1.5, 1.5),
+        (torch.tensor(2.0), 2.0),
+        (torch.ones(2), None),
+        ("1", None),
+        (float("inf"), None),
+        (True, None),
+        (None, None),
+    ],
 )
 def test_only_finite_scalars_are_logged(value, number):
     assert as_number(value) == number

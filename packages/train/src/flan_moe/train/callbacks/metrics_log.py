@@ -14,6 +14,9 @@ from composer.utils import dist
 
 from flan_moe.train.run_folder import write_atomically
 
+UNWRITTEN = ("time/", "trainer/", "throughput/device/")
+"""Prefixes of what Composer logs beside what every line says already."""
+
 
 class MetricsLog(LoggerDestination):
     """Writes what Composer logs to a JSON-lines file.
@@ -68,7 +71,7 @@ class MetricsLog(LoggerDestination):
                 "examples": now.sample.value,
                 "tokens": now.token.value,
                 "seconds": round(now.total_wct.total_seconds(), 3),
-                **{k: v for k, v in self._pending.items() if not k.startswith("time/")},
+                **{k: v for k, v in self._pending.items() if not k.startswith(UNWRITTEN)},
             }
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
