@@ -171,6 +171,14 @@ def test_only_real_tokens_are_routed(sparse_model, batch):
         routing.validate()
 
 
+def test_decoder_inputs_made_by_a_collator_are_as_good_as_none(sparse_model, batch):
+    """transformers' DataCollatorForSeq2Seq passes both; padding is recognised all the same."""
+    model = sparse_model()
+    decoder_ids = model.prepare_decoder_input_ids_from_labels(batch["labels"])
+    both = model(**batch, decoder_input_ids=decoder_ids)
+    assert torch.equal(both.loss, model(**batch).loss)
+
+
 def test_gradients_reach_routers_and_all_used_experts(sparse_model, batch):
     model = sparse_model(balance_coef=0.0).train()
     output = model(**batch)

@@ -88,8 +88,8 @@ class FlanMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
             decoder_input_ids: (B, L) decoder tokens; made from ``labels`` if absent.
             decoder_attention_mask: (B, L), or (B, cached + L) with a cache; nonzero at real
                 tokens; None if all are.
-            labels: (B, L), -100 where no loss is wanted. If they also make the decoder input
-                and nothing says otherwise, trailing positions without loss count as padding.
+            labels: (B, L), -100 where no loss is wanted. Unless a mask, segments or a cache say
+                otherwise, positions after a row's last other label count as padding.
             encoder_segments: (B, S), 0 for padding, k for the k-th packed sequence of a row;
                 takes the place of ``attention_mask``.
             decoder_segments: (B, L), the same for the decoder; segment k reads segment k of the
@@ -140,17 +140,14 @@ class FlanMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
         past = 0 if cache is None else cache.get_seq_length()
         if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
             decoder_input_ids = self._decoder_input_ids(labels, decoder_segments)
-            if decoder_segments is None and decoder_attention_mask is None:
+        new_mask = None if decoder_attention_mask is None else decoder_attention_mask[:, past:]
+        layout = token_layout(
+            "decoder", decoder_input_ids, decoder_inputs_embeds, new_mask, decoder_segments
+        )
+        if labels is not None:
+            _check_labels(labels, layout)
+            if decoder_attention_mask is None and decoder_segments is None and cache is None:
                 layout = trailing_layout(labels)
-            else:
-                layout = token_layout(
-                    "decoder", decoder_input_ids, None, decoder_attention_mask, decoder_segments
-                )
-        else:
-            new_mask = None if decoder_attention_mask is None else decoder_attention_mask[:, past:]
-            layout = token_layout(
-                "decoder", decoder_input_ids, decoder_inputs_embeds, new_mask, decoder_segments
-            )
         cross_filled = cache is not None and cache.is_updated.get(0, False)
         out: StackOutput = self.decoder(
             decoder_input_ids,
@@ -254,11 +251,6 @@ class FlanMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> tuple[Tensor | None, Tensor | None]:
         if labels is None:
             return None, None
-        if labels.shape != (layout.batch_size, layout.length):
-            raise ValueError(
-                f"labels has shape {tuple(labels.shape)}; expected "
-                f"{(layout.batch_size, layout.length)}, like the decoder input"
-            )
         cross_entropy = token_cross_entropy(logits_TV, layout.flatten(labels))
         return cross_entropy, total_loss(
             cross_entropy,
@@ -286,3 +278,11 @@ class FlanMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 f"past_key_values is a {type(cache).__name__}; expected an EncoderDecoderCache of "
                 "two DynamicCache (static caches are not supported)"
             )
+
+
+def _check_labels(labels: Tensor, layout: TokenLayout) -> None:
+    expected = (layout.batch_size, layout.length)
+    if labels.shape != expected:
+        raise ValueError(
+            f"labels has shape {tuple(labels.shape)}; expected {expected}, like the decoder input"
+        )

@@ -1,0 +1,106 @@
+import shlex
+import subprocess
+import sys
+
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from flan_moe.model import PRESETS, FlanMoEConfig
+from flan_moe.model.cli import EXAMPLES, main
+
+WORDS = ["<pad>", "</s>", "<unk>", "Is", "7", "a", "prime", "number", "?", "yes", "no"]
+
+
+@pytest.fixture
+def model_dir(sparse_model, tmp_path):
+    import torch
+
+    sparse_model(dtype=torch.float32, vocab_size=len(WORDS)).save_pretrained(tmp_path)
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def printed_examples():
+    return [line.strip() for line in EXAMPLES.splitlines() if line.startswith("  flan-moe-model")]
+
+
+@pytest.mark.parametrize("example", printed_examples())
+def test_the_examples_of_help_work_as_printed(example, model_dir, capsys):
+    command = shlex.split(example.replace("$MODEL_DIR", str(model_dir)))
+    assert command[0] == "flan-moe-model"
+    assert main(command[1:]) == 0
+    assert capsys.readouterr().out.strip()
+
+
+def test_info_prints_counts_and_costs(capsys):
+    assert main(["info", "flan-switch-base-8"]) == 0
+    out = capsys.readouterr().out
+    assert "encoder: 12 layers; 8 experts, switch, in layers 1, 3, 5, 7, 9, 11" in out
+    assert "619,339,008" in out
+
+
+def test_info_reads_a_saved_config(tmp_path, capsys):
+    FlanMoEConfig(num_layers=2).save_pretrained(tmp_path)
+    assert main(["info", str(tmp_path)]) == 0
+    assert "encoder: 2 dense layers" in capsys.readouterr().out
+
+
+def test_info_lists_all_presets(capsys):
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in PRESETS)
+
+
+def test_generate_answers_each_text_and_repeats_itself(model_dir, capsys):
+    command = ["generate", str(model_dir), "--text", "Is 7 a number?", "--text", "yes", "--sample"]
+    outs = []
+    for seed in ("1", "1", "2"):
+        assert main([*command, "--seed", seed, "--max-new-tokens", "12"]) == 0
+        outs.append(capsys.readouterr().out)
+    assert outs[0] == outs[1] != outs[2]
+    assert len(outs[0].splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "expected a preset (flan-moe-tiny"),
+        ("{", "config.json: expected a JSON object"),
+        ("[]", "config.json: expected a JSON object"),
+        ('{"model_type": "t5"}', "model_type='t5': expected 'flan_moe'"),
+        ('{"model_type": "flan_moe", "d_ff": -1}', "d_ff=-1: expected an integer of at least 1"),
+    ],
+)
+def test_what_is_no_model_is_refused(tmp_path, capsys, content, message):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    assert main(["info", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused(model_dir, capsys):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    tokenizer.add_tokens(["more"])
+    tokenizer.save_pretrained(model_dir)
+    assert main(["generate", str(model_dir), "--text", "a"]) == 2
+    assert "the tokenizer has 12 tokens, the model a vocabulary of 11" in capsys.readouterr().err
+
+
+def test_help_does_not_import_transformers():
+    code = (
+        "import sys, flan_moe.model.cli as cli\n"
+        "try:\n    cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "sys.exit('transformers' in sys.modules or 'torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
