@@ -91,3 +91,8 @@ def test_scale_is_unbiased_after_rounding_the_probability():
     # 0.3 is rounded to 19661 / 65536; the scale belongs to that value.
     scale_RF = dropout_scale(DropoutSeed(1, 0.3), 100, 100, device=torch.device("cpu"))
     assert float(scale_RF.max()) == pytest.approx(65536 / (65536 - 19661), rel=1e-7)
+
+
+def test_a_probability_below_half_a_level_drops_nothing():
+    scale_RF = dropout_scale(DropoutSeed(1, 5e-6), 1000, 1000, device=torch.device("cpu"))
+    assert torch.equal(scale_RF, torch.ones(1000, 1000))

@@ -303,6 +303,35 @@ def test_saves_only_tokens_preactivation_and_indices(activation, kept_width, dro
     assert indices == 2 * rows + tokens + 1
 
 
+@pytest.mark.parametrize("activation", ["relu", "geglu"])
+def test_a_second_backward_through_a_retained_graph_is_the_same(activation):
+    torch.manual_seed(0)
+    x_TD = torch.randn(40, D_MODEL)
+    weights = ExpertWeights(*(w.requires_grad_() for w in make_weights(activation)))
+    routing = make_routing(ROUTERS["top-3"], x_TD)
+    y_TD = expert_ffn(x_TD, routing, weights, activation=activation, dropout=0.3, training=True)
+    first = torch.autograd.grad(y_TD.sum(), weights, retain_graph=True)
+    second = torch.autograd.grad(y_TD.sum(), weights)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["reference", "grouped"])
+def test_rows_are_summed_in_float32(backend):
+    # 256 + 1 is 256 in bfloat16, but 256 + 1 + 1 + 1 + 1 = 260 is representable.
+    wo_EFD = torch.tensor([256.0, 1, 1, 1, 1]).reshape(5, 1, 1).bfloat16()
+    routing = dataclasses.replace(
+        routing_by_hand([(0, e) for e in range(5)], 1, experts=5), row_weight_R=torch.ones(5)
+    )
+    y_TD = expert_ffn(
+        torch.ones(1, 1).bfloat16(),
+        routing,
+        ExpertWeights(torch.ones(5, 1, 1).bfloat16(), wo_EFD),
+        activation="relu",
+        backend=backend,
+    )
+    assert y_TD.item() == 260.0
+
+
 def test_few_tokens_touch_only_the_experts_they_use():
     # Weights of experts without rows are NaN: reading one of them would show.
     torch.manual_seed(0)

@@ -15,7 +15,6 @@ width; lower-case r: the rows of one expert.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -48,10 +47,9 @@ def grouped_ffn(
     matmul_dtype = x_TD.dtype
     if torch.is_autocast_enabled(device_type) and x_TD.dtype != torch.float64:
         matmul_dtype = torch.get_autocast_dtype(device_type)
-    with torch.autocast(device_type, enabled=False):
-        return _GroupedFFN.apply(
-            x_TD, *weights, routing.row_weight_R, routing, activation, dropout, matmul_dtype
-        )
+    return _GroupedFFN.apply(
+        x_TD, *weights, routing.row_weight_R, routing, activation, dropout, matmul_dtype
+    )
 
 
 class _GroupedFFN(torch.autograd.Function):
@@ -75,9 +73,7 @@ class _GroupedFFN(torch.autograd.Function):
 
         x_cast_TD = x_TD.to(matmul_dtype)
         x_RD = x_cast_TD.index_select(0, row_token_R)
-        h_RH = x_RD.new_empty(rows, wi_EDH.shape[2])
-        for expert, part in _nonempty(offsets):
-            _matmul(x_RD[part], wi_EDH[expert], out=h_RH[part])
+        h_RH = _times_weights(x_RD, wi_EDH, offsets)
         del x_RD
         a_RF = activation.forward_(h_RH)
         kept = a_RF if activation.keeps_output else h_RH
@@ -85,9 +81,7 @@ class _GroupedFFN(torch.autograd.Function):
             scale_RF = dropout_scale(dropout, *a_RF.shape, device=a_RF.device)
             a_RF = torch.mul(a_RF, scale_RF, out=torch.empty_like(a_RF) if a_RF is kept else a_RF)
             del scale_RF
-        y_RD = a_RF.new_empty(rows, wo_EFD.shape[2])
-        for expert, part in _nonempty(offsets):
-            _matmul(a_RF[part], wo_EFD[expert], out=y_RD[part])
+        y_RD = _times_weights(a_RF, wo_EFD, offsets)
 
         ctx.save_for_backward(
             x_cast_TD if wants_wi else None,
@@ -103,94 +97,87 @@ class _GroupedFFN(torch.autograd.Function):
         ctx.activation = activation
         ctx.dropout = dropout
         ctx.matmul_dtype = matmul_dtype
-        ctx.weight_shapes = (wi_EDH.shape, wi_EDH.dtype, wo_EFD.shape, wo_EFD.dtype)
+        ctx.weight_dtypes = (wi_EDH.dtype, wo_EFD.dtype)
         return _sum_rows(y_RD, row_weight_R[:rows], token_row_R, routing.token_offsets, x_TD.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_TD: Tensor) -> tuple[Tensor | None, ...]:
-        with torch.autocast(dy_TD.device.type, enabled=False):
-            return (*_backward(ctx, dy_TD), None, None, None, None)
+        (
+            x_TD,
+            kept,
+            wi_EDH,
+            wo_EFD,
+            row_weight_R,
+            row_token_R,
+            token_row_R,
+            token_offsets,
+        ) = ctx.saved_tensors
+        wants_x, wants_wi, wants_wo, wants_weight = ctx.needs_input_grad[:4]
+        wi_dtype, wo_dtype = ctx.weight_dtypes
+        offsets, activation, dropout = ctx.offsets, ctx.activation, ctx.dropout
+        rows = offsets[-1]
+        weight_R1 = row_weight_R[:rows, None]
+        dx_TD = dwi_EDH = dwo_EFD = drow_weight_R = None
 
-
-def _backward(ctx: Any, dy_TD: Tensor) -> tuple[Tensor | None, ...]:
-    (
-        x_TD,
-        kept,
-        wi_EDH,
-        wo_EFD,
-        row_weight_R,
-        row_token_R,
-        token_row_R,
-        token_offsets,
-    ) = ctx.saved_tensors
-    wants_x, wants_wi, wants_wo, wants_weight = ctx.needs_input_grad[:4]
-    wi_shape, wi_dtype, wo_shape, wo_dtype = ctx.weight_shapes
-    offsets, activation, dropout = ctx.offsets, ctx.activation, ctx.dropout
-    rows = offsets[-1]
-    weight_R1 = row_weight_R[:rows, None]
-    dx_TD = dwi_EDH = dwo_EFD = drow_weight_R = None
-
-    dy_RD = dy_TD.to(ctx.matmul_dtype).index_select(0, row_token_R)
-    if wants_x or wants_wi or wants_weight:
-        da_RF = dy_RD.new_empty(rows, wo_shape[1])  # not yet multiplied by the row's weight
-        for expert, part in _nonempty(offsets):
-            _matmul(dy_RD[part], wo_EFD[expert].T, out=da_RF[part])
-    a_RF, pullback = activation.vjp(kept)
-    if dropout is not None:
-        scale_RF = dropout_scale(dropout, *a_RF.shape, device=a_RF.device)
-        a_RF = torch.mul(a_RF, scale_RF, out=torch.empty_like(a_RF) if a_RF is kept else a_RF)
-    product_RF = torch.empty_like(a_RF)
-    if wants_weight:
-        torch.mul(da_RF, a_RF, out=product_RF)
-        drow_weight_R = row_weight_R.new_zeros(row_weight_R.shape)
-        torch.sum(product_RF, dim=-1, dtype=row_weight_R.dtype, out=drow_weight_R[:rows])
-    if wants_wo:
-        torch.mul(a_RF, weight_R1, out=product_RF)
-        dwo_EFD = _per_expert_products(product_RF, dy_RD, offsets, wo_shape, wo_dtype)
-    if wants_x or wants_wi:
-        da_RF.mul_(weight_R1)
+        dy_RD = dy_TD.to(ctx.matmul_dtype).index_select(0, row_token_R)
+        if wants_x or wants_wi or wants_weight:
+            # Without the row's weight yet: as such it is what the weight's own gradient needs.
+            da_RF = _times_weights(dy_RD, wo_EFD.mT, offsets)
+        a_RF, pullback = activation.vjp(kept)
         if dropout is not None:
-            da_RF.mul_(scale_RF)
-        dh_RH = pullback(da_RF)
-    if wants_wi:
-        x_RD = x_TD.index_select(0, row_token_R)
-        dwi_EDH = _per_expert_products(x_RD, dh_RH, offsets, wi_shape, wi_dtype)
-    if wants_x:
-        dx_RD = dh_RH.new_empty(rows, wi_shape[1])
-        for expert, part in _nonempty(offsets):
-            _matmul(dh_RH[part], wi_EDH[expert].T, out=dx_RD[part])
-        dx_TD = _sum_rows(dx_RD, None, token_row_R, token_offsets, dy_TD.dtype)
-    return dx_TD, dwi_EDH, dwo_EFD, drow_weight_R
+            scale_RF = dropout_scale(dropout, *a_RF.shape, device=a_RF.device)
+            a_RF = torch.mul(a_RF, scale_RF, out=torch.empty_like(a_RF) if a_RF is kept else a_RF)
+        product_RF = torch.empty_like(a_RF)
+        if wants_weight:
+            torch.mul(da_RF, a_RF, out=product_RF)
+            drow_weight_R = row_weight_R.new_zeros(row_weight_R.shape)
+            torch.sum(product_RF, dim=-1, dtype=row_weight_R.dtype, out=drow_weight_R[:rows])
+        if wants_wo:
+            torch.mul(a_RF, weight_R1, out=product_RF)
+            dwo_EFD = _weight_gradient(product_RF, dy_RD, offsets, wo_dtype)
+        if wants_x or wants_wi:
+            da_RF.mul_(weight_R1)
+            if dropout is not None:
+                da_RF.mul_(scale_RF)
+            dh_RH = pullback(da_RF)
+        if wants_wi:
+            x_RD = x_TD.index_select(0, row_token_R)
+            dwi_EDH = _weight_gradient(x_RD, dh_RH, offsets, wi_dtype)
+        if wants_x:
+            dx_RD = _times_weights(dh_RH, wi_EDH.mT, offsets)
+            dx_TD = _sum_rows(dx_RD, None, token_row_R, token_offsets, dy_TD.dtype)
+        return dx_TD, dwi_EDH, dwo_EFD, drow_weight_R, None, None, None, None
 
 
-def _nonempty(offsets: list[int]) -> Iterator[tuple[int, slice]]:
-    """Experts that have rows, each with the slice of its rows."""
+def _times_weights(left_RM: Tensor, weight_EMN: Tensor, offsets: list[int]) -> Tensor:
+    """Each expert's rows times its weight, (R, N), in the dtype of the rows.
+
+    Only weights of experts that have rows are read (and cast, under autocast).
+    """
+    product_RN = left_RM.new_empty(left_RM.shape[0], weight_EMN.shape[2])
     for expert, (start, end) in enumerate(pairwise(offsets)):
         if end > start:
-            yield expert, slice(start, end)
+            weight_MN = weight_EMN[expert].to(left_RM.dtype)
+            torch.mm(left_RM[start:end], weight_MN, out=product_RN[start:end])
+    return product_RN
 
 
-def _matmul(left: Tensor, right: Tensor, *, out: Tensor) -> None:
-    """``out[:] = left @ right``, computed in the dtype of ``left``."""
-    right = right.to(left.dtype)
-    if out.dtype == left.dtype:
-        torch.mm(left, right, out=out)
-    else:
-        out.copy_(left @ right)
-
-
-def _per_expert_products(
-    left_RM: Tensor, right_RN: Tensor, offsets: list[int], shape: torch.Size, dtype: torch.dtype
+def _weight_gradient(
+    left_RM: Tensor, right_RN: Tensor, offsets: list[int], dtype: torch.dtype
 ) -> Tensor:
-    """The weight gradient: ``left_r^T @ right_r`` for each expert, zeros for those without rows."""
-    product_EMN = left_RM.new_empty(shape, dtype=dtype)
+    """``left_r^T @ right_r`` of each expert's rows, (E, M, N): zeros for experts without rows."""
+    shape = (len(offsets) - 1, left_RM.shape[1], right_RN.shape[1])
+    gradient_EMN = left_RM.new_empty(shape, dtype=dtype)
     for expert, (start, end) in enumerate(pairwise(offsets)):
-        if end > start:
-            _matmul(left_RM[start:end].T, right_RN[start:end], out=product_EMN[expert])
-        else:
-            product_EMN[expert].zero_()
-    return product_EMN
+        left_Mr, right_rN = left_RM[start:end].T, right_RN[start:end]
+        if end == start:
+            gradient_EMN[expert].zero_()
+        elif dtype == left_RM.dtype:
+            torch.mm(left_Mr, right_rN, out=gradient_EMN[expert])
+        else:  # autocast: torch.mm cannot write into a wider dtype
+            gradient_EMN[expert] = left_Mr @ right_rN
+    return gradient_EMN
 
 
 def _sum_rows(
