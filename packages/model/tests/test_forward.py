@@ -1,5 +1,7 @@
 """Properties of the whole model: packing, padding, causality, losses, gradients."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -206,6 +208,47 @@ def test_expert_choice_encoder_with_top_2_decoder_trains(sparse_config, batch):
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.5 * first
+
+
+def test_dropout_rates_reach_their_places(sparse_config):
+    for rate, expected in ((None, 0.1), (0.3, 0.3), (0.0, 0.0)):
+        config = sparse_config(dropout_rate=0.1, expert_dropout_rate=rate)
+        layers = FlanMoEForConditionalGeneration(config).encoder.layers
+        assert layers[1].feed_forward.experts.dropout == expected
+        assert layers[0].feed_forward.dropout == layers[0].self_attention.dropout == 0.1
+
+
+def test_training_is_reproducible_and_dropout_is_on(sparse_config, batch):
+    model = FlanMoEForConditionalGeneration(sparse_config(dropout_rate=0.2)).train()
+    losses = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        losses.append(model(**batch).loss.item())
+    assert losses[0] == losses[1] != losses[2]
+    model.eval()
+    assert model(**batch).loss.item() == model(**batch).loss.item()
+
+
+def test_expert_backends_agree(sparse_model, batch):
+    model = sparse_model()
+    losses = []
+    for backend in ("reference", "grouped"):
+        model.set_expert_backend(backend)
+        losses.append(model(**batch).loss)
+    torch.testing.assert_close(*losses)
+    for setter in (model.set_expert_backend, model.set_attention_backend):
+        with pytest.raises(ValueError, match="backend 'cuda': expected one of 'auto'"):
+            setter("cuda")
+
+
+def test_a_deep_copy_stands_on_its_own(sparse_model, batch):
+    model = sparse_model()
+    twin = copy.deepcopy(model)
+    before = model(**batch).loss
+    with torch.no_grad():
+        twin.shared.weight.zero_()
+    assert torch.equal(model(**batch).loss, before)
+    assert not torch.equal(twin(**batch).loss, before)
 
 
 def test_logits_can_be_left_out(sparse_model, batch):

@@ -9,8 +9,8 @@ from flan_moe.model import FlanMoEConfig
 
 pytestmark = pytest.mark.skipif(
     not transformers.__version__.startswith("4.57."),
-    reason="the reference is transformers 4.57, the last whose Switch is not being rewritten: "
-    f"5.0 to 5.17 never apply capacity; found {transformers.__version__}",
+    reason="the reference is the Switch of transformers 4.57; 5.0 to 5.17 never apply capacity "
+    f"and later ones change its losses; found {transformers.__version__}",
 )
 
 
