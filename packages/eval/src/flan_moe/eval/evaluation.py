@@ -15,7 +15,7 @@ from flan_moe.eval.extract import AnswerKind, answer_kind
 from flan_moe.eval.judge import judge
 from flan_moe.eval.language_model import Fingerprinted, LanguageModel, TokenAware
 from flan_moe.eval.progress import Progress
-from flan_moe.eval.prompts import SEPARATOR, Prompt, fit_prompt
+from flan_moe.eval.prompts import SEPARATOR, Prompt, build_prompt, fit_prompt
 from flan_moe.eval.requests import GenerateRequest, LoglikelihoodRequest, Request, Response
 from flan_moe.eval.results import Method, Results, TaskScore
 from flan_moe.eval.samples import Sample, SampleLog, log_path
@@ -164,6 +164,9 @@ def _plan(
         for task in suite.tasks
         if mode in task.modes
     ]
+    for cell in cells:
+        # A first prompt per cell finds exemplars that cannot be shown before anything is asked.
+        build_prompt(cell.task, cell.items[0], shots=cell.shots, mode=cell.mode)
     if not cells:
         raise ValueError(f"modes: {list(modes)}; no task of suite {suite.name!r} has one of them")
     return cells

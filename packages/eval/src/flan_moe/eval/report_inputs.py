@@ -57,14 +57,14 @@ class Heatmap:
     column_name: str = "expert"
 
     def __post_init__(self) -> None:
+        if not self.values or not self.column_labels:
+            raise ValueError(f"heatmap {self.title!r}: empty; expected at least one value")
         widths = {len(row) for row in self.values}
         if len(self.values) != len(self.row_labels) or widths != {len(self.column_labels)}:
             raise ValueError(
                 f"heatmap {self.title!r}: {len(self.values)} rows of {sorted(widths)} values; "
                 f"expected {len(self.row_labels)} rows of {len(self.column_labels)}"
             )
-        if not self.values or not self.column_labels:
-            raise ValueError(f"heatmap {self.title!r}: empty; expected at least one value")
 
 
 @dataclass(frozen=True, kw_only=True)
