@@ -155,9 +155,7 @@ def test_a_stop_signal_ends_the_run_after_the_batch_with_its_state_saved(
     def ask_to_stop(line):
         stop.received = signal.SIGTERM  # the progress line of batch 4 comes in its batch_end
 
-    trainer = build_trainer(
-        plan, folder, stop=stop, report=ask_to_stop
-    )
+    trainer = build_trainer(plan, folder, stop=stop, report=ask_to_stop)
     with pytest.raises(TrainingInterruptedError, match="stopped after batch 4"):
         trainer.fit()
     trainer.close()

@@ -128,9 +128,10 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _quickstart(options: argparse.Namespace) -> None:
-    from flan_moe.train.quickstart import quickstart
+    from flan_moe.train.quickstart import Quickstart, Settings
 
-    quickstart(options.out, raw_data=options.data, steps=options.steps)
+    raw = None if options.data is None else str(options.data)
+    Quickstart(options.out, Settings(raw_data=raw, steps=options.steps)).run()
 
 
 if __name__ == "__main__":
