@@ -8,7 +8,7 @@ import torch
 
 from flan_moe.train.callbacks.metrics_log import read_metrics
 from flan_moe.train.interruption import StopSignal, TrainingInterruptedError
-from flan_moe.train.preflight import preflight
+from flan_moe.train.preflight import check_recipe
 from flan_moe.train.run_folder import RunFolder
 from flan_moe.train.trainer import build_trainer, train
 
@@ -79,7 +79,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(uninterrupted, load, tmp_pat
     whole, _, _ = uninterrupted
     out = tmp_path / "run"
     folder = RunFolder(out)
-    plan = preflight(load())
+    plan = check_recipe(load())
     folder.open(plan.loaded.recipe, plan.data.fingerprint)
     folder.checkpoint_folder.joinpath(f"ba{batch}.pt").write_bytes(
         (whole / "checkpoints" / f"ba{batch}.pt").read_bytes()
@@ -118,7 +118,7 @@ def test_a_finished_run_is_not_repeated(uninterrupted, load):
 def test_a_run_killed_before_it_could_say_so_is_finished(uninterrupted, load, tmp_path):
     """The last checkpoint was written, finished.json was not."""
     out = tmp_path / "run"
-    plan = preflight(load())
+    plan = check_recipe(load())
     folder = RunFolder(out)
     folder.open(plan.loaded.recipe, plan.data.fingerprint)
     source = uninterrupted[0] / "checkpoints" / "ba12.pt"
@@ -130,7 +130,7 @@ def test_a_run_killed_before_it_could_say_so_is_finished(uninterrupted, load, tm
 
 def test_a_damaged_checkpoint_costs_its_interval_and_nothing_else(uninterrupted, load, tmp_path):
     out = tmp_path / "run"
-    plan = preflight(load())
+    plan = check_recipe(load())
     folder = RunFolder(out)
     folder.open(plan.loaded.recipe, plan.data.fingerprint)
     for batch in (4, 6):
@@ -147,7 +147,7 @@ def test_a_stop_signal_ends_the_run_after_the_batch_with_its_state_saved(
     uninterrupted, load, tmp_path
 ):
     out = tmp_path / "run"
-    plan = preflight(load())
+    plan = check_recipe(load())
     folder = RunFolder(out)
     folder.open(plan.loaded.recipe, plan.data.fingerprint)
     stop = StopSignal()

@@ -106,12 +106,12 @@ def _run(options: argparse.Namespace) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     from flan_moe.model import count_parameters, flops_per_token
-    from flan_moe.train.preflight import preflight
+    from flan_moe.train.preflight import check_recipe
     from flan_moe.train.recipe import as_yaml, load_recipe
     from flan_moe.train.trainer import say
 
     loaded = load_recipe(options.recipe, options.overrides)
-    plan = preflight(loaded)
+    plan = check_recipe(loaded)
     count, flops = count_parameters(plan.config), flops_per_token(plan.config)
     say(as_yaml(loaded.recipe))
     say(f"# parameters: {count.total:,} in all, {count.active:,} active per token")
@@ -120,18 +120,23 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from flan_moe.train.export import export
+    from flan_moe.train.export import export_run
     from flan_moe.train.trainer import say
 
-    out = export(options.run, options.out, batch=options.batch, average=options.average)
+    out = export_run(options.run, options.out, batch=options.batch, average=options.average)
     say(f"{out}: written")
 
 
 def _quickstart(options: argparse.Namespace) -> None:
     from flan_moe.train.quickstart import Quickstart, Settings
+    from flan_moe.train.recipe import RecipeError
 
     raw = None if options.data is None else str(options.data)
-    Quickstart(options.out, Settings(raw_data=raw, steps=options.steps)).run()
+    try:
+        settings = Settings(raw_data=raw, steps=options.steps)
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+    Quickstart(options.out, settings).run()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ PREFIX = "net."
 """Where `flan_moe.train.composer_model.InstructionTuning` keeps the network."""
 
 
-def export(run: str | Path, out: str | Path, *, batch: int | None = None, average: int = 1) -> Path:
+def export_run(run: str | Path, out: str | Path, *, batch: int | None = None, average: int = 1) -> Path:
     """Write a run's model in the Hugging Face format.
 
     The directory holds ``config.json``, ``model.safetensors``, ``generation_config.json``, the
@@ -52,6 +53,7 @@ def export(run: str | Path, out: str | Path, *, batch: int | None = None, averag
     model.save_pretrained(partial, safe_serialization=True)
     for file in folder.tokenizer_folder.iterdir():
         shutil.copy(file, partial)
+    _name_inputs(partial / "tokenizer_config.json")
     shutil.copy(folder.recipe_file, partial)
     partial.rename(out)
     return out
@@ -79,6 +81,17 @@ def _chosen(folder: RunFolder, batch: int | None, average: int) -> list[Path]:
         if problem is not None:
             raise RunFolderError(f"{path}: damaged checkpoint: {problem}")
     return paths
+
+
+def _name_inputs(file: Path) -> None:
+    """Have the tokenizer make what the model takes.
+
+    By default transformers' fast tokenizers make ``token_type_ids`` too, and
+    ``model.generate(**tokenizer(text))`` refuses them.
+    """
+    config = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    config.setdefault("model_input_names", ["input_ids", "attention_mask"])
+    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _mean_weights(paths: list[Path]) -> dict[str, Tensor]:

@@ -74,7 +74,9 @@ def build_network(loaded: LoadedRecipe, config: FlanMoEConfig) -> FlanMoEForCond
 
     section = loaded.recipe.model
     if section.path is not None:
-        return FlanMoEForConditionalGeneration.from_pretrained(section.path, config=config)
+        return FlanMoEForConditionalGeneration.from_pretrained(
+            section.path, config=config, use_safetensors=True
+        )
     with torch.random.fork_rng():
         torch.manual_seed(loaded.recipe.seed)
         return FlanMoEForConditionalGeneration(config)
@@ -115,7 +117,7 @@ def _refuse_reshaping(loaded: LoadedRecipe, base: FlanMoEConfig, config: FlanMoE
 def _blamed_key(overrides: Mapping[str, Any], message: str) -> str:
     """The override that a refusal of the whole configuration names, as a recipe key."""
     blamed = [path for path in _leaves(overrides) if path[-1] in message]
-    path = max(blamed, key=lambda p: len(p[-1]), default=())
+    path = max(blamed, key=lambda p: (len(p), len(p[-1])), default=())
     return ".".join(("model", "overrides", *path))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flan_moe.train.data_folder import DataFolder
@@ -30,7 +31,7 @@ class Plan:
     config: FlanMoEConfig
 
 
-def preflight(loaded: LoadedRecipe) -> Plan:
+def check_recipe(loaded: LoadedRecipe) -> Plan:
     """Check a recipe against the model, the data on disk and this machine.
 
     Nothing is written and no weights are allocated.
@@ -40,11 +41,28 @@ def preflight(loaded: LoadedRecipe) -> Plan:
     """
     data = DataFolder.open(loaded)
     config = build_config(loaded, data.tokenizer_size)
+    _check_tokenizer(loaded, data)
     _check_special_tokens(loaded, data, config)
     _check_batch(loaded)
     _check_device(loaded)
     _check_loggers(loaded)
     return Plan(loaded=loaded, data=data, config=config)
+
+
+def _check_tokenizer(loaded: LoadedRecipe, data: DataFolder) -> None:
+    """Weights that were exported with a tokenizer must be tuned with the same one."""
+    from flan_moe.data import tokenizer_fingerprint
+
+    start = loaded.recipe.model.path
+    if start is None or not (Path(start) / "tokenizer.json").is_file():
+        return
+    theirs, ours = tokenizer_fingerprint(start), data.manifest.tokenizer_sha256
+    if theirs != ours:
+        raise loaded.error(
+            "model.path",
+            f"expected weights that go with the tokenizer of {data.path} (SHA-256 {ours[:12]}), "
+            f"got {start} with another one ({theirs[:12]})",
+        )
 
 
 def _check_special_tokens(loaded: LoadedRecipe, data: DataFolder, config: FlanMoEConfig) -> None:

@@ -170,14 +170,14 @@ class Quickstart:
                 build_quickstart_data(self.data, Path(raw) if raw else None, self.report)
 
     def _train(self, label: str) -> None:
-        from flan_moe.train.export import export
+        from flan_moe.train.export import export_run
         from flan_moe.train.trainer import train
 
         model = self.model_folder(label, "tuned")
         with self._stage(f"training the {label} model", model.exists()) as due:
             if due:
                 train(self.recipe(label), self.run_folder(label), self.report)
-                export(self.run_folder(label), model)
+                export_run(self.run_folder(label), model)
 
     def _evaluate(self, label: str, state: str) -> None:
         from flan_moe.eval import Decoding, HFSeq2SeqModel, evaluate
@@ -202,9 +202,9 @@ class Quickstart:
         """Model, tokenizer and longest prompt; the untrained model is what training starts from."""
         from flan_moe.model import FlanMoEForConditionalGeneration
         from flan_moe.train.networks import build_network
-        from flan_moe.train.preflight import preflight
+        from flan_moe.train.preflight import check_recipe
 
-        plan = preflight(self.recipe(label))
+        plan = check_recipe(self.recipe(label))
         if state == "untrained":
             model = build_network(plan.loaded, plan.config)
         else:

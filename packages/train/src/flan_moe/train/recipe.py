@@ -126,6 +126,7 @@ def _apply(override: str, document: yaml_source.Document) -> None:
     for depth, part in enumerate(path[:-1], start=1):
         if tree.get(part) is None:
             tree[part] = {}
+            document.places[path[:depth]] = place
         tree = tree[part]
         if not isinstance(tree, dict):
             inner = ".".join(path[:depth])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flan_moe.train.preflight import Plan, preflight
+from flan_moe.train.preflight import Plan, check_recipe
 from flan_moe.train.recipe import LoadedRecipe
 from flan_moe.train.run_folder import RunFolder
 
@@ -44,7 +45,7 @@ def train(
     """
     from flan_moe.train.interruption import StopSignal
 
-    plan = preflight(loaded)
+    plan = check_recipe(loaded)
     folder = RunFolder(out)
     folder.open(loaded.recipe, plan.data.fingerprint)
     summary = folder.finished()
@@ -52,7 +53,7 @@ def train(
         report(f"{folder.path}: this run is finished")
         return summary
     plan.config.save_pretrained(folder.model_folder)
-    plan.data.tokenizer.save_pretrained(folder.tokenizer_folder)
+    shutil.copytree(plan.data.path / "tokenizer", folder.tokenizer_folder, dirs_exist_ok=True)
     checkpoint = folder.latest_checkpoint(warn=report)
     if checkpoint is not None:
         report(f"{folder.path}: continuing after batch {checkpoint[0]}")

@@ -1,0 +1,98 @@
+"""The command line: help that is quick and true, exit statuses that mean something."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import RECIPE
+
+from flan_moe.train.callbacks.metrics_log import read_metrics
+from flan_moe.train.cli import main
+from flan_moe.train.interruption import INTERRUPTED
+
+
+@pytest.fixture
+def recipe(data_path, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE.replace("DATA", str(data_path)))
+    return str(path)
+
+
+def test_help_needs_neither_torch_nor_composer():
+    code = (
+        "import sys\nfrom flan_moe.train.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch', 'composer', 'streaming', 'yaml') if m in sys.modules])"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    assert output.endswith("[]\n")
+    assert "examples:" in output
+
+
+def test_check_prints_the_resolved_recipe_and_the_model(recipe, capsys):
+    assert main(["check", recipe, "seed=3"]) == 0
+    output = capsys.readouterr().out
+    assert "seed: 3" in output
+    assert re.search(r"# parameters: [0-9,]+ in all, [0-9,]+ active per token", output)
+
+
+@pytest.mark.parametrize("order", ["overrides first", "option first"])
+def test_run_and_export(recipe, tmp_path, capsys, order):
+    overrides = ["training.duration=2ba", "checkpoint.interval=1ba"]
+    option = ["--out", str(tmp_path / "run")]
+    rest = [*overrides, *option] if order == "overrides first" else [*option, *overrides]
+    assert main(["run", recipe, *rest]) == 0
+    assert "2 batches" in capsys.readouterr().out
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "model")]) == 0
+    assert (tmp_path / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "RECIPE", "optimizer.lr=fast"], "optimizer.lr: expected a positive number"),
+        (["check", "absent.yaml"], "absent.yaml: cannot read the recipe"),
+        (["export", "absent", "model"], "absent: not a run folder"),
+        (["quickstart", "--out", "OUT", "--data", "absent"], "--data absent: expected Natural"),
+        (["quickstart", "--out", "OUT", "--steps", "0"], "steps: expected a positive whole"),
+    ],
+)
+def test_what_is_refused_ends_with_status_2_and_one_line(
+    recipe, tmp_path, capsys, arguments, message
+):
+    names = {"RECIPE": recipe, "OUT": str(tmp_path / "out")}
+    assert main([names.get(a, a) for a in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("flan-moe-train: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_unknown_arguments_are_refused(recipe):
+    with pytest.raises(SystemExit) as exit_:
+        main(["run", recipe, "--epochs=3"])
+    assert exit_.value.code == 2
+
+
+def test_sigterm_saves_the_state_and_says_so_by_the_exit_status(recipe, tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "flan_moe.train.cli", "run", recipe, "--out", str(out)]
+    command += ["training.duration=4000ba", "checkpoint.interval=4000ba", "schedule.warmup=2ba"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 300
+    while not list(read_metrics(out / "metrics.jsonl")):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == INTERRUPTED == 75, output
+    stopped = int(re.search(r"stopped after batch (\d+); run the same command", output).group(1))
+    assert [p.name for p in (out / "checkpoints").iterdir()] == [f"ba{stopped}.pt"]
+    assert [line["batch"] for line in read_metrics(out / "metrics.jsonl")][-1] == stopped
