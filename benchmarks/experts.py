@@ -3,10 +3,11 @@
 Sides, all with the same weights, tokens and top-1 routing, and checked to agree first:
 
 - ``grouped``: `flan_moe.experts`, the default backend.
-- ``loop``: the usual loop over experts, ``index_add_`` of ``act(x[token] @ wi[e]) @ wo[e]``, under
-  autograd, from the same stacked weights.
+- ``loop``: the usual loop over experts, ``index_add_`` of ``act(x[token] @ wi) @ wo``, under
+  autograd, with one parameter per expert and matrix (stacked parameters would make autograd copy
+  the whole stack for every expert). It uses our router.
 - ``huggingface``: `SwitchTransformersSparseMLP` of transformers, for the ReLU cases (it has no
-  gated experts), which includes its router; ``grouped`` then includes ours.
+  gated experts), with its own router.
 
 Run ``python benchmarks experts [--threads N] [--json PATH]``.
 """
@@ -24,7 +25,7 @@ from transformers.models.switch_transformers.modeling_switch_transformers import
 )
 
 from flan_moe.experts import Experts, SparseFeedForward
-from flan_moe.routing import Router, RouterConfig, Routing
+from flan_moe.routing import Router, RouterConfig
 from measure import alternate, print_table, require_close, write_json
 
 
@@ -58,23 +59,34 @@ CASES = (
 )
 
 
-def loop_over_experts(x_TD: Tensor, routing: Routing, experts: Experts) -> Tensor:
-    """The textbook layer: select each expert's tokens with a mask, add its outputs back."""
-    y_TD = torch.zeros_like(x_TD)
-    expert_R = torch.repeat_interleave(routing.expert_offsets.diff())
-    for expert in range(experts.num_experts):
-        rows = (expert_R == expert).nonzero().squeeze(-1)
-        if rows.numel() == 0:
-            continue
-        token = routing.row_token_R[rows].long()
-        h = x_TD[token] @ experts.wi[expert]
-        if experts.activation == "relu":
-            a = F.relu(h)
-        else:
-            gate, linear = h.chunk(2, dim=-1)
-            a = F.gelu(gate, approximate="tanh") * linear
-        y_TD.index_add_(0, token, (a @ experts.wo[expert]) * routing.row_weight_R[rows, None])
-    return y_TD
+class Loop(torch.nn.Module):
+    """The textbook layer: find each expert's tokens with a mask, add its outputs back."""
+
+    def __init__(self, layer: SparseFeedForward) -> None:
+        super().__init__()
+        self.router = layer.router
+        self.relu = layer.experts.activation == "relu"
+        self.wi = torch.nn.ParameterList(w.clone() for w in layer.experts.wi.detach())
+        self.wo = torch.nn.ParameterList(w.clone() for w in layer.experts.wo.detach())
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """Route and run the experts."""
+        routing = self.router(x_TD)
+        y_TD = torch.zeros_like(x_TD)
+        expert_R = torch.repeat_interleave(routing.expert_offsets.diff())
+        for expert, (wi, wo) in enumerate(zip(self.wi, self.wo, strict=True)):
+            rows = (expert_R == expert).nonzero().squeeze(-1)
+            if rows.numel() == 0:
+                continue
+            token = routing.row_token_R[rows].long()
+            h = x_TD[token] @ wi
+            if self.relu:
+                a = F.relu(h)
+            else:
+                gate, linear = h.chunk(2, dim=-1)
+                a = F.gelu(gate, approximate="tanh") * linear
+            y_TD.index_add_(0, token, (a @ wo) * routing.row_weight_R[rows, None])
+        return y_TD
 
 
 def huggingface_copy(layer: SparseFeedForward) -> SwitchTransformersSparseMLP:
@@ -110,20 +122,18 @@ def measure(case: Case, repeats: int) -> list[dict[str, object]]:
     torch.nn.init.normal_(layer.router.weight)
     x_TD = torch.randn(case.tokens, case.d_model, requires_grad=case.train)
     dy_TD = torch.randn(case.tokens, case.d_model)
-    forwards = {
-        "grouped": lambda: layer(x_TD)[0],
-        "loop": lambda: loop_over_experts(x_TD, layer.router(x_TD), layer.experts),
-    }
-    parameters = {"grouped": [*layer.parameters()], "loop": [*layer.parameters()]}
+    loop = Loop(layer)
+    forwards = {"grouped": lambda: layer(x_TD)[0], "loop": lambda: loop(x_TD)}
+    parameters = {"grouped": [*layer.parameters()], "loop": [*loop.parameters()]}
     if case.activation == "relu":
         block = huggingface_copy(layer)
-        parameters["huggingface"] = [*block.parameters()]
 
         def huggingface() -> Tensor:
             out = block(x_TD[None])  # (output, router tuple) before transformers 5
             return (out[0] if isinstance(out, tuple) else out).view_as(x_TD)
 
         forwards["huggingface"] = huggingface
+        parameters["huggingface"] = [*block.parameters()]
 
     def step(side: str) -> Tensor:
         if not case.train:
