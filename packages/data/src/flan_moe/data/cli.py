@@ -24,6 +24,10 @@ BUILD_EXAMPLES = """examples:
 """
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults beside each option; the examples as they are written."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     arguments = _parser().parse_args(argv)
@@ -55,9 +59,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    mini = commands.add_parser("mini", help="build mini-Flan; nothing is downloaded")
-    mini.add_argument("--examples-per-task", type=int, default=2000, metavar="N")
-    mini.add_argument("--validation-per-task", type=int, default=50, metavar="N")
+    mini = commands.add_parser(
+        "mini", help="build mini-Flan; nothing is downloaded", formatter_class=_HelpFormatter
+    )
+    mini.add_argument(
+        "--examples-per-task", type=int, default=2000, metavar="N", help="to train on"
+    )
+    mini.add_argument(
+        "--validation-per-task", type=int, default=50, metavar="N", help="for validation loss"
+    )
     _add_build_arguments(mini, evaluation=100, vocab=2048, inputs=256, targets=48)
     mini.set_defaults(run=_mini)
 
@@ -65,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         "build",
         help="build raw Natural Instructions, Flan chain-of-thought or jsonl files",
         epilog=BUILD_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_HelpFormatter,
     )
     build.add_argument(
         "--natural-instructions", metavar="PATH", help="task file, or folder of task*.json"
@@ -108,10 +118,11 @@ def _parser() -> argparse.ArgumentParser:
 def _add_build_arguments(
     parser: argparse.ArgumentParser, *, evaluation: int, vocab: int, inputs: int, targets: int
 ) -> None:
-    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     parser.add_argument("--out", required=True, metavar="DIR", help="the data directory to make")
-    parser.add_argument("--eval-per-task", type=int, default=evaluation, metavar="N")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--eval-per-task", type=int, default=evaluation, metavar="N", help="questions, at most"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument("--vocab-size", type=int, default=vocab, help="of the tokenizer trained")
     parser.add_argument("--max-input-tokens", type=int, default=inputs, help="budget of prompts")
     parser.add_argument("--max-target-tokens", type=int, default=targets, help="budget of targets")

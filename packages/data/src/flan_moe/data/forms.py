@@ -16,7 +16,7 @@ from flan_moe.data.prompts import cot_prompt, cot_target, few_shot_prompt
 
 P = TypeVar("P")
 
-FEW_SHOT_SHARE = 0.4  # of all examples; the rest is zero-shot
+FEW_SHOT_SHARE = 0.25  # of all examples; the rest is zero-shot
 COT_SHARE = 2 / 3  # of the examples of a task with rationales; the rest answers at once
 UNDER_DEFINITION_SHARE = 0.5  # of few-shot examples of a task with a definition
 MAX_SHOTS = 2

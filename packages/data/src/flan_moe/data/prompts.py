@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 COT_CUE = "Let's think step by step."
 ANSWER_CUE = "the answer is"
 
-_FIELD = re.compile(r"\{([a-z_0-9]+)\}")
+_FIELD = re.compile(r"\{([a-z][a-z_0-9]*)\}")
 
 # Layouts of a task definition and one instance (Natural Instructions). Index 0 is the plainest.
 DEFINITION_LAYOUTS: tuple[tuple[str, str], ...] = (

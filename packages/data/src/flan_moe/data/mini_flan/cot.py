@@ -73,7 +73,7 @@ def _weekday(rng: Random) -> Instance:
 
 
 def _sort_numbers(rng: Random) -> Instance:
-    numbers = rng.sample(range(rng.choice((10, 30))), rng.randint(3, 4))
+    numbers = rng.sample(range(rng.choice((10, 30))), rng.randint(2, 4))
     smallest_first = rng.random() < 0.5
     ordered = sorted(numbers, reverse=not smallest_first)
     most = "smallest" if smallest_first else "largest"
@@ -87,7 +87,7 @@ def _sort_numbers(rng: Random) -> Instance:
 
 def _order_logic(rng: Random) -> Instance:
     more, most, least = rng.choice(SCALES)
-    people = rng.sample(NAMES, rng.randint(3, 4))
+    people = rng.sample(NAMES, rng.randint(2, 4))
     facts = [f"{a} is {more} than {b}." for a, b in pairwise(people)]
     rng.shuffle(facts)
     asked, answer = rng.choice(((most, people[0]), (least, people[-1])))

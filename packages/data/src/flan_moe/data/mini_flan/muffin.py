@@ -59,12 +59,12 @@ def _sentiment(rng: Random) -> Instance:
 
 def _movements(rng: Random) -> tuple[str, dict[str, str]]:
     """A passage in which people move, and where each of them ends."""
-    people = rng.sample(NAMES, rng.randint(2, 3))
+    people = rng.sample(NAMES, rng.randint(1, 3))
     sentences, where = [], {}
     for who in people:
         where[who] = rng.choice(PLACES)
         sentences.append(_stay(rng, who, where[who]))
-    for who in rng.sample(people, rng.randint(0, 2)):
+    for who in rng.sample(people, rng.randint(0, min(2, len(people)))):
         where[who] = rng.choice([place for place in PLACES if place != where[who]])
         sentences.append(_go(rng, who, where[who]))
     return " ".join(sentences), where

@@ -9,13 +9,13 @@ from flan_moe.data.mini_flan.lexicon import KINDS, WORDS, kind_of
 
 
 def _reverse_list(rng: Random) -> Instance:
-    words = rng.sample(WORDS, rng.randint(2, 5))
+    words = rng.sample(WORDS, rng.randint(2, 4))
     return Instance(fields={"input": " ".join(words)}, answer=" ".join(reversed(words)))
 
 
 def _with_repeats(rng: Random, word: str, times: int) -> list[str]:
-    """The word so many times among two to four others, in random order."""
-    others = rng.sample([other for other in WORDS if other != word], rng.randint(2, 4))
+    """The word so many times among one to three others, in random order."""
+    others = rng.sample([other for other in WORDS if other != word], rng.randint(1, 3))
     words = [word] * times + others
     rng.shuffle(words)
     return words
@@ -44,7 +44,7 @@ def _remove_word(rng: Random) -> Instance:
 def _extract(rng: Random, kind: str) -> Instance:
     """Words of the kind among words of other kinds; the answer keeps their order."""
     others = [word for word in WORDS if kind_of(word) != kind]
-    words = rng.sample(KINDS[kind][1], rng.randint(1, 3)) + rng.sample(others, rng.randint(1, 3))
+    words = rng.sample(KINDS[kind][1], rng.randint(1, 2)) + rng.sample(others, rng.randint(1, 2))
     rng.shuffle(words)
     answer = " ".join(word for word in words if kind_of(word) == kind)
     fields = {"input": " ".join(words), "kind": kind, "kinds": KINDS[kind][0]}

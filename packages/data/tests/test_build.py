@@ -1,0 +1,301 @@
+"""A built data directory: complete, disjoint from its evaluation, equal bytes for equal inputs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+
+from flan_moe.data.build import BuildOptions, build_data_directory
+from flan_moe.data.example import Example
+from flan_moe.data.manifest import open_data_directory, read_manifest
+from flan_moe.data.mini_flan import TASK_FAMILIES
+from flan_moe.data.shards import read_mds, read_webdataset
+from flan_moe.data.suite import SuiteItem
+from flan_moe.data.task_source import TaskContent, TaskSource
+from flan_moe.data.task_table import read_task_table
+from flan_moe.data.tokenizer import load_tokenizer
+from flan_moe.data.verify import verify_data_directory
+
+HELD_OUT = {family.name for family in TASK_FAMILIES if family.held_out}
+
+
+def texts(directory, split):
+    """Task name, prompt and target of every stored sample."""
+    tokenizer = load_tokenizer(directory / "tokenizer")
+    names = [task["name"] for task in read_manifest(directory).tasks]
+    for mixture in read_manifest(directory).splits[split]:
+        for sample in read_mds(directory / split / mixture):
+            prompt, target = (
+                tokenizer.decode(sample[key].tolist(), skip_special_tokens=True)
+                for key in ("input_ids", "labels")
+            )
+            yield names[sample["task"]], prompt, target
+
+
+def suite(directory):
+    """Task entry, items and exemplars of the evaluation suite."""
+    folder = directory / "eval"
+    for task in json.loads((folder / "suite.json").read_text())["tasks"]:
+        files = (folder / task["file"], folder / task["exemplars"])
+        yield task, *([json.loads(line) for line in f.read_text().splitlines()] for f in files)
+
+
+def tree(directory):
+    return {
+        str(file.relative_to(directory)): file.read_bytes()
+        for file in sorted(directory.rglob("*"))
+        if file.is_file()
+    }
+
+
+def test_the_manifest_describes_what_is_there(mini):
+    manifest = open_data_directory(mini, hashes=True)
+    assert [task["name"] for task in manifest.tasks] == [family.name for family in TASK_FAMILIES]
+    assert [task["id"] for task in manifest.tasks] == list(range(24))
+    for task in manifest.tasks:
+        held_out = task["name"] in HELD_OUT
+        assert task["group"] == ("held_out" if held_out else "held_in")
+        assert task["train"] == (0 if held_out else 40)
+        assert task["eval"] == 12
+    assert set(manifest.splits["train"]) == {"muffin", "t0_sf", "niv2", "cot"}
+    assert manifest.splits["train"]["niv2"]["examples"] == 4 * 40
+    assert manifest.vocab_size == len(load_tokenizer(mini / "tokenizer"))
+    assert (manifest.pad_token_id, manifest.eos_token_id) == (0, 1)
+    for line in verify_data_directory(mini):
+        assert "match" in line
+
+
+def test_held_out_families_are_never_trained_on(mini):
+    for split in ("train", "validation"):
+        trained = {name for name, _, _ in texts(mini, split)}
+        assert not trained & HELD_OUT
+        assert len(trained) == 18
+
+
+def test_no_evaluation_question_is_in_any_training_prompt(mini):
+    prompts = [prompt for _, prompt, _ in texts(mini, "train")]
+    everything = "\n\n".join(prompts)
+    for task, items, exemplars in suite(mini):
+        questions = {item["input"] for item in items}
+        assert len(questions) == len(items) == 12
+        assert not questions & {exemplar["input"] for exemplar in exemplars}
+        assert not any(question in everything for question in questions), task["name"]
+
+
+def test_the_suite_has_the_promised_format(mini):
+    record = json.loads((mini / "eval" / "suite.json").read_text())
+    assert (record["format"], record["version"]) == ("flan-moe-eval-suite", 1)
+    assert record["name"] == "mini-flan"
+    for (task, items, exemplars), family in zip(suite(mini), TASK_FAMILIES, strict=True):
+        assert task["name"] == family.name
+        assert task["group"] == ("held_out" if family.held_out else "held_in")
+        assert task["cot"] == family.cot
+        assert task["cot_cue"] == ("Let's think step by step." if family.cot else "")
+        for item in items + exemplars:
+            assert set(item) == {"id", "input", "target", "options", "rationale"}
+            assert (item["rationale"] is not None) == family.cot
+            if family.kind == "multiple_choice":
+                assert item["target"] in item["options"]
+                assert all(f"\n- {option}" in item["input"] for option in item["options"])
+
+
+def test_every_target_can_be_read_back(mini):
+    for name, _, target in texts(mini, "train"):
+        if "the answer is" in target:
+            assert target.endswith("."), name
+
+
+def test_both_formats_hold_the_same_samples(mini):
+    for mixture in ("muffin", "cot"):
+        pairs = zip(
+            read_mds(mini / "train" / mixture),
+            read_webdataset(mini / "webdataset" / "train" / mixture),
+            strict=True,
+        )
+        for ours, theirs in pairs:
+            assert ours["input_ids"].tolist() == theirs["input_ids"].tolist()
+            assert ours["labels"].tolist() == theirs["labels"].tolist()
+            assert (ours["task"], ours["template"]) == (theirs["task"], theirs["template"])
+
+
+def test_samples_are_stored_task_by_task_as_the_table_says(mini):
+    for mixture in ("muffin", "t0_sf", "niv2", "cot"):
+        table = read_task_table(mini / "train" / mixture)
+        stored = [sample["task"] for sample in read_mds(mini / "train" / mixture)]
+        for task in table.tasks:
+            assert set(stored[task.start : task.start + task.count]) == {task.id}
+
+
+def test_equal_inputs_give_equal_bytes(mini, rebuild, tmp_path):
+    again = tree(rebuild(tmp_path / "again"))
+    first = tree(mini)
+    assert first.keys() == again.keys()
+    for name, data in first.items():
+        assert data == again[name], name
+    other = tree(rebuild(tmp_path / "other", seed=1))
+    changed = {name for name, data in first.items() if data != other.get(name)}
+    assert "train/cot/shard.00000.mds" in changed
+    assert "eval/weekday.jsonl" in changed
+
+
+def source(name="copy", **content):
+    """A task made by hand."""
+    examples = [
+        Example(task=name, mixture="jsonl", template="zero_shot/0", prompt=p, target=p, meta=meta)
+        for p, meta in content.pop("train")
+    ]
+    items = tuple(SuiteItem(id=text, input=text, target="x") for text in content.pop("items", ()))
+    return TaskSource(
+        name=name,
+        mixture="jsonl",
+        group="held_in",
+        cot=False,
+        open=lambda fits: TaskContent(
+            train=examples, validation=(), items=items, exemplars=(), kind="generate", chance=0.0
+        ),
+    )
+
+
+OPTIONS = BuildOptions(name="hand", source="test", vocab_size=300)
+
+
+def silent(line):
+    pass
+
+
+def test_questions_that_training_shows_in_any_task_are_removed_and_counted(tmp_path):
+    first = source("a", train=[("one", {}), ("two\ntwo\n\nthree", {"shown": ["three", "two"]})])
+    second = source("b", train=[("four", {})], items=("one", "two", "three", "four", "five"))
+    manifest = build_data_directory(tmp_path / "out", [first, second], OPTIONS, report=silent)
+    assert manifest.dropped == {"evaluation question also in training": 4}
+    assert [task["eval"] for task in manifest.tasks] == [0, 1]
+    (entry,) = json.loads((tmp_path / "out" / "eval" / "suite.json").read_text())["tasks"]
+    assert entry["name"] == "b"
+    assert "five" in (tmp_path / "out" / "eval" / entry["file"]).read_text()
+
+
+def test_sources_that_cannot_be_built_are_refused(tmp_path):
+    good = source(train=[("one", {})])
+    for sources, message in (
+        ([good, good], "task 'copy' is given twice"),
+        ([replace(good, name="../up")], "task '../up': expected a name of letters"),
+        ([source(train=[])], "every task is held out"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build_data_directory(tmp_path / "out", sources, OPTIONS, report=silent)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_directory_is_refused_before_any_work(mini, tmp_path):
+    def fail(line):
+        pytest.fail(f"work began: {line}")
+
+    with pytest.raises(FileExistsError, match="exists already"):
+        build_data_directory(mini, [source(train=[("one", {})])], OPTIONS, report=fail)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("x")
+    options = replace(OPTIONS, overwrite=True)
+    with pytest.raises(FileExistsError, match=r"holds no manifest\.json"):
+        build_data_directory(tmp_path / "home", [source(train=[("one", {})])], options, report=fail)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_build_that_is_stopped_leaves_nothing_under_the_name(tmp_path, number):
+    command = [sys.executable, "-m", "flan_moe.data.cli", "mini", "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(
+        [*command, "--examples-per-task", "400"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    for line in process.stderr:  # the middle: shards of the first task are being written
+        if "entailment" in line:
+            break
+    process.send_signal(number)
+    rest = process.stderr.read()
+    status = process.wait(60)
+    assert not (tmp_path / "out").exists()
+    if number == signal.SIGKILL:
+        assert status == -signal.SIGKILL
+        return
+    assert status == 130
+    assert "interrupted" in rest
+    assert "Traceback" not in rest
+    deadline = time.monotonic() + 5
+    while list(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert list(tmp_path.iterdir()) == []
+
+
+def damage(file, how):
+    data = file.read_bytes()
+    if how == "remove":
+        file.unlink()
+    elif how == "truncate":
+        file.write_bytes(data[: len(data) // 2])
+    else:
+        file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "message"),
+    [
+        ("manifest.json", "remove", r"manifest\.json: no such file; expected a directory built"),
+        ("manifest.json", "truncate", r"manifest\.json: damaged manifest"),
+        ("train/cot/shard.00000.mds", "remove", r"train/cot/shard\.00000\.mds: missing shard"),
+        ("train/cot/shard.00000.mds", "truncate", r"shard\.00000\.mds: \d+ bytes; index"),
+        ("train/cot/index.json", "truncate", r"train/cot/index\.json: damaged index"),
+        ("validation/niv2/tasks.json", "truncate", r"niv2/tasks\.json: damaged task table"),
+        ("train/niv2/tasks.json", "remove", r"niv2/tasks\.json: no such file"),
+        ("tokenizer/tokenizer.json", "flip", "tokenizer_sha256 is .* written with another"),
+        ("tokenizer/tokenizer.json", "remove", r"tokenizer\.json: no such file"),
+    ],
+)
+def test_damage_is_found_when_the_directory_is_opened(mini_copy, name, how, message):
+    damage(mini_copy / name, how)
+    with pytest.raises(ValueError, match=message):
+        open_data_directory(mini_copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("train/muffin/shard.00001.mds", r"train/muffin/shard\.00001\.mds: damaged shard"),
+        ("eval/weekday.jsonl", r"eval/weekday\.jsonl: damaged"),
+        ("webdataset/train/cot/shard-00000.tar", r"cot/shard-00000\.tar: damaged shard"),
+    ],
+)
+def test_a_flipped_bit_is_found_by_verify(mini_copy, name, message):
+    damage(mini_copy / name, "flip")
+    open_data_directory(mini_copy)
+    with pytest.raises(ValueError, match=message):
+        list(verify_data_directory(mini_copy))
+
+
+def test_a_model_or_tokenizer_that_does_not_fit_is_refused(mini):
+    manifest = open_data_directory(mini, vocab_size=5000)
+    open_data_directory(mini, vocab_size=manifest.vocab_size)
+    with pytest.raises(
+        ValueError, match=rf"vocab_size is {manifest.vocab_size}; the model has 999"
+    ):
+        open_data_directory(mini, vocab_size=999)
+    with pytest.raises(ValueError, match="expected 00ff, the tokenizer of the model"):
+        open_data_directory(mini, tokenizer_sha256="00ff")
+
+
+def test_another_version_is_refused(mini_copy):
+    file = mini_copy / "manifest.json"
+    file.write_text(file.read_text().replace('"version": 1', '"version": 2'))
+    with pytest.raises(ValueError, match="version is not 1; build the data with this version"):
+        open_data_directory(mini_copy)
+
+
+def test_a_given_tokenizer_is_used_and_copied(mini, rebuild, tmp_path):
+    manifest = read_manifest(rebuild(tmp_path / "again", tokenizer=str(mini / "tokenizer")))
+    assert manifest.vocab_size == read_manifest(mini).vocab_size
+    load_tokenizer(tmp_path / "again" / "tokenizer")

@@ -1,0 +1,85 @@
+"""The command line: its printed examples work, bad input ends in one clear line."""
+
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from flan_moe.data import cli
+
+
+def run(*arguments, cwd=None):
+    command = [sys.executable, "-m", "flan_moe.data.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def examples_in(help_text):
+    """The commands of a help text, continued lines joined."""
+    text = help_text.replace("\\\n", " ")
+    return [line for line in map(str.strip, text.splitlines()) if line.startswith("flan-moe-data ")]
+
+
+def test_the_printed_examples_work_one_after_the_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    commands = examples_in(run("--help").stdout)
+    assert len(commands) == 5
+    for command in commands:
+        assert cli.main(shlex.split(command)[1:]) == 0, command
+        captured = capsys.readouterr()
+        assert captured.out or captured.err, command
+    assert (tmp_path / "mini-flan" / "manifest.json").is_file()
+
+
+def test_the_printed_build_examples_are_valid(monkeypatch):
+    commands = examples_in(run("build", "--help").stdout)
+    assert len(commands) == 2
+    for command in commands:
+        cli._parser().parse_args(shlex.split(command)[1:])
+
+
+def test_show_and_tasks_tell_what_is_there(mini, capsys):
+    assert cli.main(["tasks", str(mini)]) == 0
+    table = capsys.readouterr().out
+    assert "weekday" in table
+    assert table.count("held out") == 6
+    assert cli.main(["show", str(mini), "--task", "reverse_list", "--limit", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "niv2/reverse_list" in shown
+    assert "=> " in shown
+    assert cli.main(["show", str(mini), "--packed", "--limit", "2"]) == 0
+    packed = capsys.readouterr().out
+    assert "32 examples in" in packed
+    assert "[2] " in packed
+    assert cli.main(["tasks"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 24
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["verify", "nowhere"], "nowhere/manifest.json: no such file"),
+        (["mini", "--out", "x", "--examples-per-task", "0"], "examples is 0; expected 1 or more"),
+        (["mini", "--out", "x", "--vocab-size", "10"], "vocab_size is 10; expected at least 259"),
+        (["build", "--out", "x"], "no raw data"),
+        (["build", "--out", "x", "--cot", "nowhere"], "nowhere: expected a Flan chain-of-thought"),
+    ],
+)
+def test_bad_input_ends_in_one_line(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("flan-moe-data: error: ")
+    assert message in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_task_is_named(mini, capsys):
+    assert cli.main(["show", str(mini), "--task", "sudoku"]) == 1
+    assert "no task 'sudoku' in train" in capsys.readouterr().err
+
+
+def test_an_existing_directory_needs_overwrite(mini, tmp_path, capsys):
+    (tmp_path / "thing").write_text("x")
+    assert cli.main(["mini", "--out", str(tmp_path)]) == 1
+    assert "exists already; choose another place or pass --overwrite" in capsys.readouterr().err

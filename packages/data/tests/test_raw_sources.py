@@ -1,0 +1,210 @@
+"""Raw tasks divided: nothing evaluated is trained on, options are found, forms are ours."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from flan_moe.data.build import BuildOptions, build_data_directory
+from flan_moe.data.raw_sources import (
+    RawOptions,
+    answer_options,
+    divide,
+    raw_sources,
+    task_forms,
+)
+from flan_moe.data.readers import RawDataError, RawTask, Record
+from flan_moe.data.readers.record import keep_usable
+
+
+def raw_task(records, definition=None, examples=()):
+    kept, dropped = keep_usable(records)
+    return RawTask(
+        name="t",
+        file=Path("t.json"),
+        definition=definition,
+        examples=examples,
+        records=kept,
+        read=len(records),
+        dropped=dropped,
+    )
+
+
+def numbered(count):
+    return [Record(input=f"problem {i}", targets=(str(i),)) for i in range(count)]
+
+
+def inputs(records):
+    return [record.input for record in records]
+
+
+def fits(prompt):
+    return True
+
+
+@pytest.mark.parametrize("by_file_order", [True, False])
+def test_no_problem_is_used_twice_and_none_is_lost(by_file_order):
+    records = [*numbered(100), *(Record(input=f"problem {i}", targets=("x",)) for i in range(50))]
+    options = RawOptions(evaluation=15, validation=10)
+    divided = divide(raw_task(records), options, by_file_order=by_file_order, held_out=False)
+    evaluation, validation, train = map(
+        set, map(inputs, (divided.evaluation, divided.validation, divided.train))
+    )
+    assert len(divided.evaluation) == 15
+    assert len(evaluation) == 15, "a problem with two answers is asked once"
+    assert not evaluation & train
+    assert not evaluation & validation
+    assert not train & validation
+    assert not evaluation & set(inputs(divided.exemplars))
+    assert len(divided.exemplars) == 8
+    assert len(divided.validation) == 10
+    in_order = inputs(divided.evaluation) == [f"problem {i}" for i in range(15)]
+    assert in_order == by_file_order
+
+
+def test_small_tasks_give_at_most_a_quarter_away():
+    divided = divide(raw_task(numbered(20)), RawOptions(), by_file_order=True, held_out=False)
+    assert (len(divided.evaluation), len(divided.validation), len(divided.train)) == (5, 5, 10)
+
+
+def test_a_held_out_task_is_all_evaluation():
+    options = RawOptions(evaluation=1000)
+    divided = divide(raw_task(numbered(100)), options, by_file_order=True, held_out=True)
+    assert len(divided.evaluation) == 92
+    assert len(divided.exemplars) == 8
+    assert divided.train == []
+
+
+def test_training_can_be_capped_and_the_rest_is_counted():
+    options = RawOptions(evaluation=10, validation=10, examples=30)
+    divided = divide(raw_task(numbered(100)), options, by_file_order=True, held_out=False)
+    assert len(divided.train) == 30
+    assert divided.dropped == {"over the number of examples per task": 50}
+    again = divide(raw_task(numbered(100)), options, by_file_order=True, held_out=False)
+    assert again.train == divided.train
+
+
+def test_labels_make_a_multiple_choice():
+    records = [Record(input=str(i), targets=(("yes", "no")[i % 2],)) for i in range(20)]
+    options_of, kind, chance = answer_options(records)
+    assert (options_of(records[0]), kind, chance) == (("no", "yes"), "multiple_choice", 0.5)
+    for changed in (
+        records[:8],  # too few uses of each label to call them labels
+        [Record(input=str(i), targets=(str(i % 12),)) for i in range(200)],
+        [*records, Record(input="x", targets=("yes", "no"))],  # several right answers
+    ):
+        assert answer_options(changed)[1:] == ("generate", 0.0)
+
+
+def test_listed_options_make_a_multiple_choice():
+    records = [
+        Record(input=f"Which?\nOptions:\n- a{i}\n- b{i}\n- c{i}\n- d{i}", targets=(f"b{i}",))
+        for i in range(40)
+    ]
+    options_of, kind, chance = answer_options(records)
+    assert (kind, chance) == ("multiple_choice", 0.25)
+    assert options_of(records[3]) == ("a3", "b3", "c3", "d3")
+    broken = Record(input="Which?\nOptions:\n- a\n- b", targets=("z",))
+    assert answer_options([*records, broken])[0](broken) is None
+
+
+def test_definition_examples_are_never_the_question_or_an_evaluation_problem():
+    examples = (("problem 3", "3"), ("problem 90", "90"), ("shown", "s"))
+    task = raw_task(numbered(100), definition="Say the number.", examples=examples)
+    options = RawOptions(evaluation=10)
+    divided = divide(task, options, by_file_order=True, held_out=False)
+    assert inputs(divided.exemplars)[:2] == ["problem 90", "shown"]
+    forms = task_forms(task, "niv2", divided.evaluation)
+    shapes = Counter()
+    for example in forms.examples(divided.train, seed="s", fits=fits):
+        shapes[example.template.split("/")[0]] += 1
+        assert "Say the number." in example.prompt
+        assert len(set(example.meta["shown"])) == len(example.meta["shown"])
+        for record in divided.evaluation:
+            assert f"{record.input}\n" not in example.prompt + "\n"
+    assert set(shapes) == {"zero_shot", "few_shot", "definition_examples"}
+
+
+def write_raw(path):
+    """Two Natural Instructions tasks, one chain-of-thought file, one jsonl file."""
+    (path / "ni").mkdir(parents=True)
+    for name, answers in (("task1_label", "yes no"), ("task2_text", None)):
+        task = {
+            "Definition": [f"Definition of {name}."],
+            "Positive Examples": [{"input": "shown", "output": "out", "explanation": ""}],
+            "Instances": [
+                {"input": f"{name} {i}", "output": [answers.split()[i % 2] if answers else f"o{i}"]}
+                for i in range(60)
+            ],
+        }
+        (path / "ni" / f"{name}.json").write_text(json.dumps(task))
+    rows = [f"What is {i} + 1?\\nThink.\t{i + 1}\tAdd {i} and 1.\n" for i in range(60)]
+    (path / "sums_train.tsv").write_text("".join(rows))
+    lines = [json.dumps({"prompt": f"p{i}", "target": f"t{i}"}) + "\n" for i in range(60)]
+    (path / "mine.jsonl").write_text("".join(lines))
+    return {
+        "natural_instructions": path / "ni",
+        "cot": path / "sums_train.tsv",
+        "jsonl": path / "mine.jsonl",
+    }
+
+
+def build(paths, out, held_out=("task2_text",)):
+    options = RawOptions(evaluation=10, validation=8)
+    sources = raw_sources(options, held_out=held_out, **paths)
+    chosen = BuildOptions(name="raw", source="test", vocab_size=600)
+    return build_data_directory(out, sources, chosen, report=lambda line: None)
+
+
+def test_the_three_formats_build_together(tmp_path):
+    manifest = build(write_raw(tmp_path / "raw"), tmp_path / "out")
+    counts = {t["name"]: (t["mixture"], t["group"], t["train"], t["eval"]) for t in manifest.tasks}
+    assert counts == {
+        "task1_label": ("niv2", "held_in", 42, 10),
+        "task2_text": ("niv2", "held_out", 0, 10),
+        "cot_sums": ("cot", "held_in", 42, 10),
+        "mine": ("jsonl", "held_in", 42, 10),
+    }
+    assert set(manifest.splits["train"]) == {"niv2", "cot", "jsonl"}
+    tasks = json.loads((tmp_path / "out" / "eval" / "suite.json").read_text())["tasks"]
+    kinds = {task["name"]: (task["kind"], task["cot"], task["chance"]) for task in tasks}
+    assert kinds["task1_label"] == ("multiple_choice", False, 0.5)
+    assert kinds["cot_sums"] == ("generate", True, 0.0)
+    items = (tmp_path / "out" / "eval" / "cot_sums.jsonl").read_text().splitlines()
+    item = json.loads(items[0])
+    assert "\nThink." in item["input"]
+    assert item["rationale"].startswith("Add ")
+
+
+def test_a_damaged_raw_file_leaves_nothing(tmp_path):
+    paths = write_raw(tmp_path / "raw")
+    paths["cot"].write_text(paths["cot"].read_text()[:-5])
+    with pytest.raises(RawDataError, match=r"sums_train\.tsv:60: .*truncated"):
+        build(paths, tmp_path / "out")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["raw"]
+
+
+def test_held_out_names(tmp_path):
+    paths = write_raw(tmp_path / "raw")
+    listing = tmp_path / "test_tasks.txt"
+    listing.write_text("task1_label\ntask999_not_here\n")
+
+    def groups(held_out):
+        sources = raw_sources(RawOptions(), held_out=held_out, **paths)
+        return {source.name for source in sources if source.group == "held_out"}
+
+    assert groups([f"@{listing}", "cot_sums"]) == {"task1_label", "cot_sums"}
+    with pytest.raises(ValueError, match="held_out: no task 'task999' among the 4 found"):
+        groups(["task999"])
+    with pytest.raises(ValueError, match="no raw data"):
+        raw_sources(RawOptions())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"evaluation": -1}, "evaluation is -1"), ({"examples": 0}, "examples")],
+)
+def test_bad_numbers_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        RawOptions(**options)
