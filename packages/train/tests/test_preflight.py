@@ -8,7 +8,7 @@ import pytest
 from flan_moe.model import FlanMoEForConditionalGeneration, dense_twin, flan_moe_config
 from flan_moe.train.networks import build_network
 from flan_moe.train.preflight import check_recipe
-from flan_moe.train.recipe import RecipeError
+from flan_moe.train.recipe import RecipeError, differences, load_recipe, shipped_recipes
 from flan_moe.train.trainer import train
 
 
@@ -24,6 +24,25 @@ def test_a_possible_recipe_says_what_it_makes(load):
     assert plan.config.encoder_router["num_experts"] == 4
     assert plan.config.dropout_rate == 0.1
     assert "training examples" in plan.data.describe()
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_are_possible(name, data_path):
+    plan = check_recipe(load_recipe(name, [f"data.path={data_path}"]))
+    assert plan.config.vocab_size == 448
+    if name == "flan_base":
+        config = plan.config
+        assert (config.dropout_rate, config.expert_dropout_rate) == (0.05, 0.2)
+        assert config.encoder_router["name"] == "expert_choice"
+        assert plan.loaded.recipe.optimizer.lr == 1e-4
+
+
+def test_the_mini_recipes_differ_in_the_model_alone():
+    sparse, dense = (load_recipe(name).recipe for name in ("mini_sparse", "mini_dense"))
+    assert differences(sparse, dense) == [
+        "model.dense_twin: False -> True",
+        "name: 'mini-sparse' -> 'mini-dense'",
+    ]
 
 
 @pytest.mark.parametrize(

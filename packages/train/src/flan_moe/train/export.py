@@ -16,7 +16,9 @@ PREFIX = "net."
 """Where `flan_moe.train.composer_model.InstructionTuning` keeps the network."""
 
 
-def export_run(run: str | Path, out: str | Path, *, batch: int | None = None, average: int = 1) -> Path:
+def export_run(
+    run: str | Path, out: str | Path, *, batch: int | None = None, average: int = 1
+) -> Path:
     """Write a run's model in the Hugging Face format.
 
     The directory holds ``config.json``, ``model.safetensors``, ``generation_config.json``, the

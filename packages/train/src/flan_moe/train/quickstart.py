@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 MODELS = {"sparse": "mini_sparse", "dense": "mini_dense"}
 """The two models and the shipped recipes they are trained by."""
 
-TASKS_PER_GROUP = 20
-"""Evaluated tasks of each group at most; raw data can have many more."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -35,12 +32,16 @@ class Settings:
     Attributes:
         raw_data: Folder of raw data, or None for mini-Flan.
         steps: Optimizer steps per model; None for the recipes' own number.
+        examples: Training examples per task at most.
+        tasks: Evaluated tasks per group (held-in, held-out) at most; raw data can have many more.
         questions: Evaluation questions per task.
         shots: Numbers of exemplars to evaluate with.
     """
 
     raw_data: str | None = None
     steps: int | None = None
+    examples: int = 1000
+    tasks: int = 20
     questions: int = 25
     shots: tuple[int, ...] = (0, 2)
 
@@ -50,7 +51,7 @@ class Settings:
         Raises:
             ValueError: One is not positive; names it.
         """
-        for key in ("steps", "questions"):
+        for key in ("steps", "examples", "tasks", "questions"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ValueError(f"{key}: expected a positive whole number, got {value!r}")
@@ -125,7 +126,7 @@ class Quickstart:
         names: list[str] = []
         for group in ("held_in", "held_out"):
             tasks = [t.name for t in suite.tasks if t.group == group and len(t.exemplars) >= 2]
-            step = max(1, -(-len(tasks) // TASKS_PER_GROUP))
+            step = max(1, -(-len(tasks) // self.settings.tasks))
             names += tasks[::step]
         return suite.select(tuple(names))
 
@@ -166,8 +167,10 @@ class Quickstart:
 
         with self._stage("building data", self.data.exists()) as due:
             if due:
-                raw = self.settings.raw_data
-                build_quickstart_data(self.data, Path(raw) if raw else None, self.report)
+                raw, examples = self.settings.raw_data, self.settings.examples
+                build_quickstart_data(
+                    self.data, Path(raw) if raw else None, examples, report=self.report
+                )
 
     def _train(self, label: str) -> None:
         from flan_moe.train.export import export_run

@@ -17,19 +17,19 @@ TEST_TASKS = Path("splits", "default", "test_tasks.txt")
 HOLD_OUT_EVERY = 5
 """Without a list of test tasks, every so many tasks of a format are held out."""
 
-EXAMPLES, VALIDATION, EVALUATION = 1000, 16, 50
-"""Per mini-Flan task family."""
-
-RAW_EXAMPLES, RAW_VALIDATION, RAW_EVALUATION = 300, 8, 50
-"""Per raw task, at most."""
+VALIDATION, EVALUATION = 16, 50
+"""Validation examples and evaluation questions per task."""
 
 
-def build_quickstart_data(out: Path, raw: Path | None, report: Callable[[str], None]) -> None:
+def build_quickstart_data(
+    out: Path, raw: Path | None, examples: int, *, report: Callable[[str], None]
+) -> None:
     """Build the data folder of a quickstart; it appears whole or not at all.
 
     Args:
         out: The data folder.
         raw: A folder of raw data, or None for mini-Flan.
+        examples: Training examples per task at most.
         report: Receives progress lines.
 
     Raises:
@@ -38,10 +38,10 @@ def build_quickstart_data(out: Path, raw: Path | None, report: Callable[[str], N
     from flan_moe.data import build_data_directory
 
     if raw is None:
-        sources, options = _mini_flan()
+        sources, options = _mini_flan(examples)
     else:
         try:
-            sources, options = _raw(raw)
+            sources, options = _raw(raw, examples)
         except (OSError, ValueError) as error:
             raise RecipeError(f"--data {raw}: {error}") from None
     held_out = [s.name for s in sources if s.group == "held_out"]
@@ -76,24 +76,22 @@ def find_raw(path: Path) -> dict[str, Path]:
     return found
 
 
-def _mini_flan() -> tuple[list, BuildOptions]:
+def _mini_flan(examples: int) -> tuple[list, BuildOptions]:
     from flan_moe.data import BuildOptions, mini_flan_sources
 
     sources = mini_flan_sources(
-        examples=EXAMPLES, validation=VALIDATION, evaluation=EVALUATION, seed=0
+        examples=examples, validation=VALIDATION, evaluation=EVALUATION, seed=0
     )
     options = BuildOptions(name="mini-Flan", source="generated", vocab_size=2048)
     return sources, options
 
 
-def _raw(path: Path) -> tuple[list, BuildOptions]:
+def _raw(path: Path, examples: int) -> tuple[list, BuildOptions]:
     from flan_moe.data import BuildOptions
     from flan_moe.data.raw_sources import RawOptions, raw_sources
 
     paths = find_raw(path)
-    divided = RawOptions(
-        examples=RAW_EXAMPLES, validation=RAW_VALIDATION, evaluation=RAW_EVALUATION
-    )
+    divided = RawOptions(examples=examples, validation=VALIDATION, evaluation=EVALUATION)
     names = {
         key: [s.name for s in raw_sources(divided, **{key: folder})]
         for key, folder in paths.items()
