@@ -1,5 +1,6 @@
 """The command line: its printed examples work, bad input ends in one clear line."""
 
+import json
 import shlex
 import subprocess
 import sys
@@ -7,6 +8,12 @@ import sys
 import pytest
 
 from flan_moe.data import cli
+
+NI_TASK = {
+    "Definition": ["Copy."],
+    "Positive Examples": [],
+    "Instances": [{"input": f"a{i}", "output": [f"a{i}"]} for i in range(40)],
+}
 
 
 def run(*arguments, cwd=None):
@@ -31,11 +38,22 @@ def test_the_printed_examples_work_one_after_the_other(tmp_path, monkeypatch, ca
     assert (tmp_path / "mini-flan" / "manifest.json").is_file()
 
 
-def test_the_printed_build_examples_are_valid(monkeypatch):
-    commands = examples_in(run("build", "--help").stdout)
-    assert len(commands) == 2
-    for command in commands:
-        cli._parser().parse_args(shlex.split(command)[1:])
+def test_the_printed_build_examples_work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = run("build", "--help").stdout
+    (data,) = (line for line in text.splitlines() if line.strip().startswith("seq "))
+    subprocess.run(data, shell=True, check=True)
+    own, flan = examples_in(text)
+    assert cli.main(shlex.split(own)[1:]) == 0
+    assert cli.main(["verify", "echo-data"]) == 0
+    for folder, name in (("tasks", "task1_x.json"), ("splits/default", "test_tasks.txt")):
+        (tmp_path / "natural-instructions" / folder).mkdir(parents=True)
+        (tmp_path / "natural-instructions" / folder / name).write_text(json.dumps(NI_TASK))
+    (tmp_path / "FLAN/flan/v2/cot_data").mkdir(parents=True)
+    for name in ("aqua_train.tsv", "gsm8k_train.tsv"):
+        rows = "".join(f"What is {i}?\t{i}\tIt is {i}.\n" for i in range(40))
+        (tmp_path / "FLAN/flan/v2/cot_data" / name).write_text(rows)
+    assert cli.main(shlex.split(flan)[1:]) == 0
 
 
 def test_show_and_tasks_tell_what_is_there(mini, capsys):

@@ -17,10 +17,14 @@ EXAMPLES = """examples (they work as printed, one after the other):
   flan-moe-data verify mini-flan
 """
 
-BUILD_EXAMPLES = """examples:
-  flan-moe-data build --natural-instructions natural-instructions/tasks --cot flan/v2/cot_data \\
-      --held-out task640_esnli_classification cot_aqua --out flan-data
-  flan-moe-data build --jsonl my-task.jsonl --tokenizer google/t5-v1_1-small --out my-data
+BUILD_EXAMPLES = """example that works as printed:
+  seq 99 | sed 's/.*/{"prompt": "Say & again.", "target": "&"}/' > echo.jsonl
+  flan-moe-data build --jsonl echo.jsonl --vocab-size 300 --out echo-data
+
+with checkouts of allenai/natural-instructions and google-research/FLAN:
+  flan-moe-data build --natural-instructions natural-instructions/tasks \\
+      --cot FLAN/flan/v2/cot_data --held-out cot_aqua \\
+      @natural-instructions/splits/default/test_tasks.txt --out flan-data
 """
 
 
