@@ -316,20 +316,25 @@ def test_a_second_backward_through_a_retained_graph_is_the_same(activation):
 
 
 @pytest.mark.parametrize("backend", ["reference", "grouped"])
-def test_rows_are_summed_in_float32(backend):
-    # 256 + 1 is 256 in bfloat16, but 256 + 1 + 1 + 1 + 1 = 260 is representable.
-    wo_EFD = torch.tensor([256.0, 1, 1, 1, 1]).reshape(5, 1, 1).bfloat16()
+@pytest.mark.parametrize(
+    ("outputs", "row_weights", "total"),
+    [
+        ([256, 1, 1, 1, 1], [1, 1, 1, 1, 1], 260.0),  # in bfloat16 256 + 1 is 256
+        ([128, -128], [1 + 2**-9, 1], 0.25),  # in bfloat16 the first weight is 1
+    ],
+)
+def test_rows_are_weighted_and_summed_in_float32(backend, outputs, row_weights, total):
+    experts = len(outputs)
     routing = dataclasses.replace(
-        routing_by_hand([(0, e) for e in range(5)], 1, experts=5), row_weight_R=torch.ones(5)
+        routing_by_hand([(0, e) for e in range(experts)], 1, experts=experts),
+        row_weight_R=torch.tensor(row_weights, dtype=torch.float32),
     )
-    y_TD = expert_ffn(
-        torch.ones(1, 1).bfloat16(),
-        routing,
-        ExpertWeights(torch.ones(5, 1, 1).bfloat16(), wo_EFD),
-        activation="relu",
-        backend=backend,
+    weights = ExpertWeights(
+        torch.ones(experts, 1, 1).bfloat16(), torch.tensor(outputs).reshape(-1, 1, 1).bfloat16()
     )
-    assert y_TD.item() == 260.0
+    x_TD = torch.ones(1, 1).bfloat16()
+    y_TD = expert_ffn(x_TD, routing, weights, activation="relu", backend=backend)
+    assert y_TD.item() == total
 
 
 def test_few_tokens_touch_only_the_experts_they_use():
