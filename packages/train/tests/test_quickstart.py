@@ -2,12 +2,13 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 
 from flan_moe.train.quickstart import MODELS, Quickstart, Settings
 from flan_moe.train.quickstart_data import build_quickstart_data, find_raw
-from flan_moe.train.quickstart_notes import separated
+from flan_moe.train.quickstart_notes import verdict
 from flan_moe.train.recipe import RecipeError
 from flan_moe.train.run_folder import RunFolderError
 
@@ -107,16 +108,18 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def interval(low, high):
-    from types import SimpleNamespace
-
-    return SimpleNamespace(over_items=SimpleNamespace(low=low, high=high))
-
-
-def test_scores_are_told_apart_only_if_their_intervals_are():
-    assert separated(interval(0.1, 0.2), interval(0.3, 0.4))
-    assert separated(interval(0.3, 0.4), interval(0.1, 0.2))
-    assert not separated(interval(0.1, 0.3), interval(0.3, 0.4))
+@pytest.mark.parametrize(
+    ("difference", "low", "high", "expected"),
+    [
+        (0.12, 0.02, 0.21, ("up", "+12.0 points [+2.0, +21.0]")),
+        (-0.12, -0.21, -0.02, ("down", "-12.0 points [-21.0, -2.0]")),
+        (0.01, -0.05, 0.07, ("open", "+1.0 points [-5.0, +7.0]")),
+        (0.0, 0.0, 0.0, ("open", "+0.0 points [+0.0, +0.0]")),
+    ],
+)
+def test_a_difference_counts_only_if_its_interval_excludes_zero(difference, low, high, expected):
+    over_items = SimpleNamespace(low=low, high=high)
+    assert verdict(SimpleNamespace(difference=difference, over_items=over_items)) == expected
 
 
 @pytest.fixture

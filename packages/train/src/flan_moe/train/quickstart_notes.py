@@ -8,6 +8,7 @@ from flan_moe.train.callbacks.progress import clock
 from flan_moe.train.quickstart import MODELS, Quickstart
 from flan_moe.train.quickstart_report import (
     GROUPS,
+    STATES,
     configuration,
     gflops_per_token,
     group_score,
@@ -16,6 +17,7 @@ from flan_moe.train.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from flan_moe.eval import GroupScore, Run
+    from flan_moe.eval.compare import GroupComparison
 
 
 def notes(
@@ -60,79 +62,93 @@ def _training(quickstart: Quickstart, metrics: dict[str, list[dict[str, Any]]]) 
         ]
         sentences.append(
             f"The {label} model saw {done['examples']:,} examples ({done['tokens']:,} tokens) in "
-            f"{done['batches']:,} batches and {clock(done['training_seconds'])} minutes; its "
-            f"training cross-entropy went from {losses[0]:.2f} to {losses[-1]:.2f}."
+            f"{done['batches']:,} batches and {clock(done['training_seconds'])} (minutes:seconds); "
+            f"its training cross-entropy went from {losses[0]:.2f} to {losses[-1]:.2f}."
         )
     return " ".join([*sentences, "Both saw the same examples in the same order."])
 
 
 def _gains(runs: dict[tuple[str, str], Run]) -> list[str]:
+    """What tuning did to each model, zero-shot and direct."""
+    from flan_moe.eval import compare_runs
+
     paragraphs = []
     for label in MODELS:
+        untrained, tuned = (runs[label, state] for state in STATES)
         parts = []
-        for group, name in GROUPS.items():
-            before = group_score(runs[label, "untrained"], group, 0, "direct")
-            after = group_score(runs[label, "tuned"], group, 0, "direct")
-            if before is not None and after is not None:
+        for change in compare_runs(untrained, tuned).groups:
+            if (change.shots, change.mode) == (0, "direct"):
+                before, after = (group_score(run, change) for run in (untrained, tuned))
                 parts.append(
-                    f"on {name} tasks from {percent(before)} to {percent(after)}"
-                    + ("" if separated(before, after) else " (the intervals overlap)")
+                    f"on {GROUPS[change.group]} tasks from {percent(before)} to {percent(after)}, "
+                    f"{verdict(change)[1]}"
                 )
         if parts:
             paragraphs.append(
-                f"Tuning took the {label} model's zero-shot score {' and '.join(parts)}."
+                f"Tuning took the {label} model's zero-shot score {', and '.join(parts)}."
             )
     return paragraphs
 
 
 def _comparisons(runs: dict[tuple[str, str], Run]) -> list[str]:
-    """Sparse against dense at every setting that both were measured at."""
+    """Sparse against dense at every setting, on the same questions."""
+    from flan_moe.eval import compare_runs
+
     sparse, dense = (runs[label, "tuned"] for label in ("sparse", "dense"))
-    verdicts: dict[str, list[str]] = {"sparse": [], "dense": [], "neither": []}
-    for ours in sparse.results.groups:
-        theirs = group_score(dense, ours.group, ours.shots, ours.mode)
-        if theirs is None:
-            continue
-        if not separated(ours, theirs):
-            winner = "neither"
-        else:
-            winner = "sparse" if ours.score > theirs.score else "dense"
-        mode = "chain of thought" if ours.mode == "cot" else "direct"
-        verdicts[winner].append(
-            f"{GROUPS[ours.group]} {ours.shots}-shot {mode} (sparse {percent(ours)}, dense "
-            f"{percent(theirs)})"
+    found: dict[str, list[str]] = {"up": [], "down": [], "open": []}
+    for change in compare_runs(dense, sparse).groups:
+        direction, words = verdict(change)
+        mode = "chain of thought" if change.mode == "cot" else "direct"
+        found[direction].append(
+            f"{GROUPS[change.group]} {change.shots}-shot {mode}: sparse "
+            f"{percent(group_score(sparse, change))}, dense {percent(group_score(dense, change))}, "
+            f"{words}"
         )
-    words = {
-        "sparse": "The sparse model is ahead, by more than the 95 % intervals overlap, on",
-        "dense": "The dense twin is ahead, by more than the 95 % intervals overlap, on",
-        "neither": "The intervals overlap, so this run does not tell the two apart, on",
+    headings = {
+        "up": "The sparse model is ahead of its dense twin",
+        "down": "The sparse model is behind its dense twin",
+        "open": "This run does not tell sparse and dense apart",
     }
-    return [f"{words[who]}: {'; '.join(found)}." for who, found in verdicts.items() if found]
+    paragraphs = [f"{headings[d]} on {'; '.join(where)}." for d, where in found.items() if where]
+    total = sum(map(len, found.values()))
+    if total > 1:
+        paragraphs.append(
+            f"Each of these {total} comparisons is judged on its own at 95 %; among many, one may "
+            "stand out by chance."
+        )
+    return paragraphs
 
 
 def _caveats(quickstart: Quickstart, runs: dict[tuple[str, str], Run]) -> str:
     questions = quickstart.settings.questions
     tasks = len({score.task for score in runs["sparse", "tuned"].results.tasks})
     return (
-        f"These are scores of small models after minutes of training with one random seed, on at "
-        f"most {questions} questions of each of {tasks} tasks. They show that the parts work "
-        "together, and how wide the intervals are; they do not show how sparse and dense models "
-        "compare at sizes that matter."
+        "These are scores of small models after minutes of training with one random seed, on at "
+        f"most {questions} questions of each of {tasks} tasks; the intervals are for other "
+        "questions of these tasks, not for other tasks or seeds. They show that the parts work "
+        "together. They do not show how sparse and dense models compare at sizes that matter."
     )
 
 
 def _times(quickstart: Quickstart) -> str:
     times = quickstart.seconds()
     parts = ", ".join(f"{name} {clock(seconds)}" for name, seconds in times.items())
-    return f"Minutes per stage: {parts}; {clock(sum(times.values()))} together."
+    return f"Time per stage (minutes:seconds): {parts}; {clock(sum(times.values()))} together."
 
 
 def percent(score: GroupScore) -> str:
-    """``41.2 % [38.0, 44.5]``: the score and its 95 % interval over questions."""
-    low, high = score.over_items.low, score.over_items.high
-    return f"{100 * score.score:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    """``41.2 %``."""
+    return f"{100 * score.score:.1f} %"
 
 
-def separated(a: GroupScore, b: GroupScore) -> bool:
-    """Whether two 95 % intervals have no point in common."""
-    return a.over_items.low > b.over_items.high or b.over_items.low > a.over_items.high
+def verdict(change: GroupComparison) -> tuple[str, str]:
+    """Direction of a paired difference ("up", "down" or "open"), and the difference in words.
+
+    The 95 % interval is for other questions of the same tasks. If it holds zero, the direction is
+    open.
+    """
+    low, high = change.over_items.low, change.over_items.high
+    words = f"{100 * change.difference:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
+    if low <= 0 <= high:
+        return "open", words
+    return ("up" if low > 0 else "down"), words

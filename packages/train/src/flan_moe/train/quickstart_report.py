@@ -13,6 +13,7 @@ from flan_moe.train.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from flan_moe.eval import GroupScore, Heatmap, Point, Run, Series
+    from flan_moe.eval.compare import GroupComparison
 
 STATES = ("untrained", "tuned")
 GROUPS = {"held_in": "held-in", "held_out": "held-out"}
@@ -67,12 +68,10 @@ def gflops_per_token(quickstart: Quickstart, label: str) -> float:
     return flops.mean / 1e9
 
 
-def group_score(run: Run, group: str, shots: int, mode: str) -> GroupScore | None:
-    """A run's mean over the tasks of a group at one setting, if it was measured."""
-    for score in run.results.groups:
-        if (score.group, score.shots, score.mode) == (group, shots, mode):
-            return score
-    return None
+def group_score(run: Run, setting: GroupScore | GroupComparison) -> GroupScore:
+    """A run's mean over the tasks of a group at the same group, shots and mode as ``setting``."""
+    key = (setting.group, setting.shots, setting.mode)
+    return next(s for s in run.results.groups if (s.group, s.shots, s.mode) == key)
 
 
 def _curves(metrics: dict[str, list[dict[str, Any]]]) -> list[Series]:
@@ -142,23 +141,23 @@ def _compute_against_score(quickstart: Quickstart, runs: dict[tuple[str, str], R
 
     points = []
     for (label, state), run in runs.items():
-        for group, name in GROUPS.items():
-            score = group_score(run, group, 0, "direct")
-            if score is not None:
-                interval = score.over_items
-                points.append(
-                    Point(
-                        label=f"{label}, {state}",
-                        x=gflops_per_token(quickstart, label),
-                        y=100 * score.score,
-                        y_error=(
-                            100 * max(0.0, score.score - interval.low),
-                            100 * max(0.0, interval.high - score.score),
-                        ),
-                        y_label="zero-shot score (%)",
-                        group=f"Compute against score, {name} tasks",
-                    )
+        for score in run.results.groups:
+            if (score.shots, score.mode) != (0, "direct"):
+                continue
+            interval = score.over_items
+            points.append(
+                Point(
+                    label=f"{label}, {state}",
+                    x=gflops_per_token(quickstart, label),
+                    y=100 * score.score,
+                    y_error=(
+                        100 * max(0.0, score.score - interval.low),
+                        100 * max(0.0, interval.high - score.score),
+                    ),
+                    y_label="zero-shot score (%)",
+                    group=f"Compute against score, {GROUPS[score.group]} tasks",
                 )
+            )
     return points
 
 
