@@ -56,6 +56,17 @@ def task_entry(name, **changes):
     return entry | changes
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Models this small only lose by sharing their work, badly so on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def suite_dir(tmp_path):
     """A suite of three tasks: two sums with rationales, one colour question with options."""

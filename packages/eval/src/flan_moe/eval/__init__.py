@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from flan_moe.eval.adapters.loading import load_language_model
     from flan_moe.eval.adapters.seq2seq import HFSeq2SeqModel
     from flan_moe.eval.compare import Comparison, compare_runs
-    from flan_moe.eval.evaluation import Decoding, evaluate
+    from flan_moe.eval.evaluation import evaluate
     from flan_moe.eval.language_model import Fingerprinted, LanguageModel, TokenAware
+    from flan_moe.eval.plan import Decoding
     from flan_moe.eval.report import write_report
     from flan_moe.eval.report_inputs import Heatmap, Point, Series
     from flan_moe.eval.requests import GenerateRequest, Loglikelihood, LoglikelihoodRequest
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 _HOME = {
     "CellKey": "run",
     "Comparison": "compare",
-    "Decoding": "evaluation",
+    "Decoding": "plan",
     "Fingerprinted": "language_model",
     "GenerateRequest": "requests",
     "GroupScore": "results",

@@ -169,14 +169,17 @@ def _add_show(commands: argparse._SubParsersAction) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     from flan_moe.eval.console import results_text
-    from flan_moe.eval.evaluation import Decoding, evaluate
+    from flan_moe.eval.evaluation import evaluate
+    from flan_moe.eval.plan import Decoding, plan_cells
     from flan_moe.eval.suite import load_suite
 
     suite = load_suite(args.suite)
     if args.task:
         suite = suite.select(tuple(args.task))
     decoding = Decoding(direct_tokens=args.direct_tokens, cot_tokens=args.cot_tokens)
+    plan_cells(suite, shots=args.shots, modes=args.mode, limit=args.limit)
 
+    # Only now, because loading a model takes long and mistakes above should show at once.
     from flan_moe.eval.adapters.loading import load_language_model
 
     lm = load_language_model(

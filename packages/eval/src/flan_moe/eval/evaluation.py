@@ -5,66 +5,20 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import get_args
 
 from flan_moe.eval.aggregate import group_scores, task_score
-from flan_moe.eval.extract import AnswerKind, answer_kind
 from flan_moe.eval.judge import judge
 from flan_moe.eval.language_model import Fingerprinted, LanguageModel, TokenAware
+from flan_moe.eval.plan import Cell, Decoding, plan_cells
 from flan_moe.eval.progress import Progress
-from flan_moe.eval.prompts import SEPARATOR, Prompt, build_prompt, fit_prompt
+from flan_moe.eval.prompts import Prompt, fit_prompt
 from flan_moe.eval.requests import GenerateRequest, LoglikelihoodRequest, Request, Response
 from flan_moe.eval.results import Method, Results, TaskScore
 from flan_moe.eval.samples import Sample, SampleLog, log_path
-from flan_moe.eval.suite import Item, Mode, Suite, Task
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decoding:
-    """Bounds of greedy decoding.
-
-    Attributes:
-        direct_tokens: Generated tokens at most for a direct answer.
-        cot_tokens: Generated tokens at most for a chain of thought and its answer.
-    """
-
-    direct_tokens: int = 64
-    cot_tokens: int = 256
-
-    def __post_init__(self) -> None:
-        for key, value in asdict(self).items():
-            if value < 1:
-                raise ValueError(f"{key}: {value}; expected at least 1")
-
-    def max_new_tokens(self, mode: Mode) -> int:
-        """The bound for a mode."""
-        return self.direct_tokens if mode == "direct" else self.cot_tokens
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Cell:
-    """One task with one number of shots in one mode."""
-
-    task: Task
-    items: tuple[Item, ...]
-    shots: int
-    mode: Mode
-    answers: AnswerKind
-
-    @property
-    def method(self) -> Method:
-        choice = self.task.kind == "multiple_choice" and self.mode == "direct"
-        return "loglikelihood" if choice else "generate"
-
-    def request(self, prompt: str, item: Item, decoding: Decoding) -> Request:
-        if self.method == "loglikelihood":
-            return LoglikelihoodRequest(prompt, item.options or ())
-        # After exemplars a model that goes on would write the next one, behind a blank line.
-        stop = (SEPARATOR,) if self.shots else ()
-        return GenerateRequest(prompt, decoding.max_new_tokens(self.mode), stop)
+from flan_moe.eval.suite import Item, Mode, Suite
 
 
 def evaluate(
@@ -112,7 +66,7 @@ def evaluate(
         SampleLogError: A log in ``out_dir`` is corrupt or of another run.
     """
     decoding = decoding or Decoding()
-    cells = _plan(suite, shots, modes, limit)
+    cells = plan_cells(suite, shots=shots, modes=modes, limit=limit)
     if chunk_size < 1:
         raise ValueError(f"chunk_size: {chunk_size}; expected at least 1")
     if fingerprint is None and isinstance(lm, Fingerprinted):
@@ -141,39 +95,8 @@ def evaluate(
     return results
 
 
-def _plan(
-    suite: Suite, shots: Sequence[int], modes: Sequence[Mode], limit: int | None
-) -> list[_Cell]:
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit: {limit}; expected at least 1, or None for all items")
-    for name, values in (("shots", shots), ("modes", modes)):
-        if not values or len(set(values)) != len(values):
-            raise ValueError(f"{name}: {list(values)}; expected one or more different values")
-    for mode in modes:
-        if mode not in get_args(Mode):
-            raise ValueError(f"modes: {mode!r}; expected {get_args(Mode)}")
-    for task in suite.tasks:
-        if not 0 <= min(shots) <= max(shots) <= len(task.exemplars):
-            raise ValueError(
-                f"shots: {list(shots)}; task {task.name!r} has {len(task.exemplars)} exemplars"
-            )
-    cells = [
-        _Cell(task=task, items=task.items[:limit], shots=n, mode=mode, answers=answer_kind(task))
-        for n in shots
-        for mode in modes
-        for task in suite.tasks
-        if mode in task.modes
-    ]
-    for cell in cells:
-        # A first prompt per cell finds exemplars that cannot be shown before anything is asked.
-        build_prompt(cell.task, cell.items[0], shots=cell.shots, mode=cell.mode)
-    if not cells:
-        raise ValueError(f"modes: {list(modes)}; no task of suite {suite.name!r} has one of them")
-    return cells
-
-
 def _open_logs(
-    cells: Sequence[_Cell],
+    cells: Sequence[Cell],
     folder: Path | None,
     fingerprint: str | None,
     decoding: Decoding,
@@ -208,7 +131,7 @@ def _open_logs(
 
 def _run_cell(
     lm: LanguageModel,
-    cell: _Cell,
+    cell: Cell,
     log: SampleLog | None,
     decoding: Decoding,
     answers: dict[Request, Response],
@@ -256,7 +179,7 @@ def _run_cell(
     return score
 
 
-def _prompt(lm: LanguageModel, cell: _Cell, item: Item, decoding: Decoding) -> Prompt:
+def _prompt(lm: LanguageModel, cell: Cell, item: Item, decoding: Decoding) -> Prompt:
     def excess(text: str) -> int:
         if not isinstance(lm, TokenAware):
             return 0
@@ -265,7 +188,7 @@ def _prompt(lm: LanguageModel, cell: _Cell, item: Item, decoding: Decoding) -> P
     return fit_prompt(cell.task, item, shots=cell.shots, mode=cell.mode, excess=excess)
 
 
-def _logged(log: SampleLog | None, cell: _Cell, prompts: Sequence[Prompt]) -> dict[int, Response]:
+def _logged(log: SampleLog | None, cell: Cell, prompts: Sequence[Prompt]) -> dict[int, Response]:
     """Answers that the log already holds, by position of the item."""
     if log is None:
         return {}

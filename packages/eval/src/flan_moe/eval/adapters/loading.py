@@ -14,6 +14,7 @@ from flan_moe.eval.adapters.causal import HFCausalModel
 from flan_moe.eval.adapters.seq2seq import HFSeq2SeqModel
 
 ENTRY_POINT_GROUP = "flan_moe.register_auto"
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json", "vocab.txt")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -48,7 +49,9 @@ def load_language_model(
     for plugin in entry_points(group=ENTRY_POINT_GROUP):
         plugin.load()()
     source = _source(path)
-    loaded_tokenizer = _load("tokenizer", AutoTokenizer, _source(tokenizer or path))
+    tokenizer_source = _source(tokenizer or path)
+    _require_tokenizer_files(tokenizer_source)
+    loaded_tokenizer = _load("tokenizer", AutoTokenizer, tokenizer_source)
     config = _load("configuration", AutoConfig, source)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     model, info = _load(
@@ -86,6 +89,16 @@ def _source(path: str | Path) -> str:
             raise FileNotFoundError(f"{folder}: no such folder; expected a saved model")
         return str(folder)
     return name
+
+
+def _require_tokenizer_files(source: str) -> None:
+    # Without them transformers 5 makes up a tokenizer of special tokens only for known models.
+    folder = Path(source)
+    if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ValueError(
+            f"{source}: no tokenizer there; expected one of {', '.join(TOKENIZER_FILES)}, or the "
+            "tokenizer given apart"
+        )
 
 
 def _load(what: str, auto: Any, source: str, **settings: Any) -> Any:
