@@ -13,7 +13,7 @@ from flan_moe.train.recipe import LoadedRecipe
 from flan_moe.train.recipe_schema import Recipe
 
 if TYPE_CHECKING:
-    from streaming import StreamingDataLoader
+    from torch.utils.data import DataLoader
     from transformers import PreTrainedTokenizerBase
 
     from flan_moe.data import Manifest
@@ -78,7 +78,7 @@ class DataFolder:
             f"{self.manifest.vocab_size:,} token ids, fingerprint {self.fingerprint[:12]}"
         )
 
-    def train_loader(self, recipe: Recipe) -> StreamingDataLoader:
+    def train_loader(self, recipe: Recipe) -> DataLoader:
         """Packed training batches, resumable."""
         from composer.utils import dist
 
@@ -96,7 +96,7 @@ class DataFolder:
             num_workers=section.workers,
         )
 
-    def validation_loaders(self, recipe: Recipe) -> dict[str, StreamingDataLoader]:
+    def validation_loaders(self, recipe: Recipe) -> dict[str, DataLoader]:
         """Packed validation batches of each mixture: the same examples every time."""
         from composer.utils import dist
 
