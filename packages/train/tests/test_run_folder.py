@@ -43,7 +43,8 @@ def test_the_same_run_is_recognised(folder):
 
 
 @pytest.mark.parametrize(
-    "change", ["checkpoint.keep=7", "logging.progress_every=1", "evaluation.interval=2ba"]
+    "change",
+    ["checkpoint.keep=7", "logging.progress_every=1", "evaluation.interval=2ba", "data.path=moved"],
 )
 def test_what_does_not_touch_the_weights_may_change(folder, change):
     folder.open(recipe(change), DATA)

@@ -43,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TrainingInterruptedError as error:
         print(f"flan-moe-train: {error}; run the same command to continue", file=sys.stderr)
         return INTERRUPTED
+    except KeyboardInterrupt:  # outside training, where nothing waits to be saved
+        print("flan-moe-train: interrupted; run the same command to continue", file=sys.stderr)
+        return 130
     return 0
 
 

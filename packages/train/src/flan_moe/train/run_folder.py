@@ -30,8 +30,11 @@ from flan_moe.train.recipe_schema import Recipe
 FORMAT = "flan-moe-run"
 VERSION = 1
 
-FREE_ON_RESUME = ("checkpoint.", "evaluation.", "logging.", "data.workers")
-"""Recipe keys that may change between the parts of a resumed run: none touches the weights."""
+FREE_ON_RESUME = ("checkpoint.", "evaluation.", "logging.", "data.path", "data.workers")
+"""Recipe keys that may change between the parts of a resumed run: none touches the weights.
+
+The data may have moved; that they are the same ones is seen from their fingerprint.
+"""
 
 
 class RunFolderError(ValueError):

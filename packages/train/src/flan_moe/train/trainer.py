@@ -43,17 +43,23 @@ def train(
         RunFolderError: If ``out`` holds something else or only damaged checkpoints.
         TrainingInterruptedError: If SIGTERM or SIGINT arrived; the state has been saved.
     """
+    from composer.utils import dist
+
     from flan_moe.train.interruption import StopSignal
 
     plan = check_recipe(loaded)
     folder = RunFolder(out)
-    folder.open(loaded.recipe, plan.data.fingerprint)
+    leads = dist.get_global_rank() == 0
+    if leads:
+        folder.open(loaded.recipe, plan.data.fingerprint)
+        plan.config.save_pretrained(folder.model_folder)
+        shutil.copytree(plan.data.path / "tokenizer", folder.tokenizer_folder, dirs_exist_ok=True)
+    else:
+        report = _silent
     summary = folder.finished()
     if summary is not None:
         report(f"{folder.path}: this run is finished")
         return summary
-    plan.config.save_pretrained(folder.model_folder)
-    shutil.copytree(plan.data.path / "tokenizer", folder.tokenizer_folder, dirs_exist_ok=True)
     checkpoint = folder.latest_checkpoint(warn=report)
     if checkpoint is not None:
         report(f"{folder.path}: continuing after batch {checkpoint[0]}")
@@ -67,8 +73,13 @@ def train(
             summary = _summary(trainer)
         finally:
             trainer.close()
-    folder.finish(summary)
+    if leads:
+        folder.finish(summary)
     return summary
+
+
+def _silent(line: str) -> None:
+    """Report nothing: one of several ranks speaks."""
 
 
 def build_trainer(
