@@ -69,10 +69,10 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         # tokenizer overrides
         "flan-moe-mini": {
             "vocab_size": 4096,
-            "d_model": 128,
-            "d_kv": 32,
-            "d_ff": 256,
-            "num_layers": 4,
+            "d_model": 96,
+            "d_kv": 24,
+            "d_ff": 192,
+            "num_layers": 2,
             "num_heads": 4,
             "dropout_rate": 0.0,
             "z_coef": 1e-3,
