@@ -7,6 +7,7 @@ import pytest
 
 from flan_moe.data.mini_flan import MIXTURES, TASK_FAMILIES, Family, Instance, family
 from flan_moe.data.mini_flan.lexicon import KINDS, counted, kind_of, listed, plural
+from flan_moe.data.mini_flan.sources import mini_flan_sources
 
 NAMES = [f.name for f in TASK_FAMILIES]
 
@@ -34,9 +35,7 @@ def test_no_problem_is_in_two_splits_under_any_seed(name):
     task = family(name)
     seen = {
         split: {
-            task.instance(i, seed=seed, split=split).content()
-            for seed in (0, 1)
-            for i in range(150)
+            task.instance(i, seed=seed, split=split).content() for seed in (0, 1) for i in range(80)
         }
         for split in ("train", "validation", "eval")
     }
@@ -48,10 +47,10 @@ def test_no_problem_is_in_two_splits_under_any_seed(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_there_are_enough_different_problems(name):
     task = family(name)
-    train = {task.instance(i, seed=0, split="train").content() for i in range(600)}
-    evaluation = {task.instance(i, seed=0, split="eval").content() for i in range(400)}
-    assert len(train) > 400
-    assert len(evaluation) > 200
+    train = {task.instance(i, seed=0, split="train").content() for i in range(500)}
+    evaluation = {task.instance(i, seed=0, split="eval").content() for i in range(150)}
+    assert len(train) > 200
+    assert len(evaluation) > 80
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -122,6 +121,13 @@ def test_examples_under_a_definition_need_a_definition():
 def test_an_unknown_family_is_named():
     with pytest.raises(ValueError, match="no task family 'sudoku'"):
         family("sudoku")
+
+
+def test_more_evaluation_questions_than_a_family_has_are_refused():
+    sources = mini_flan_sources(examples=1, validation=0, evaluation=2000, seed=0)
+    headlines = next(source for source in sources if source.name == "headline_topic")
+    with pytest.raises(ValueError, match=r"2000 .* family 'headline_topic' has no more than about"):
+        headlines.open(lambda prompt: True)
 
 
 def test_grammar():

@@ -150,7 +150,7 @@ def paraphrase(fields):
 
 
 def word_category(fields, options):
-    kind = re.search(r"What kind of thing is an? (\w+)\?", fields["question"])
+    kind = re.search(r"What kind of word is (\w+)\?", fields["question"])
     if kind:
         return KIND_OF[kind.group(1)]
     wanted = re.search(r"Which of these is an? (\w+)\?", fields["question"]).group(1)
@@ -247,7 +247,7 @@ TAKE_OPTIONS = {"word_category", "odd_one_out"}
 @pytest.mark.parametrize("split", ["train", "eval"])
 def test_answers_are_right(name, split):
     task = family(name)
-    for index in range(150):
+    for index in range(100):
         instance = task.instance(index, seed=7, split=split)
         arguments = [instance.fields] + ([instance.options] if name in TAKE_OPTIONS else [])
         assert SOLVERS[name](*arguments) == instance.answer, instance
@@ -256,7 +256,7 @@ def test_answers_are_right(name, split):
 @pytest.mark.parametrize("name", [f.name for f in TASK_FAMILIES if f.cot])
 def test_rationales_hold_and_lead_to_the_answer(name):
     task = family(name)
-    for index in range(150):
+    for index in range(100):
         instance = task.instance(index, seed=3, split="train")
         for left, right in re.findall(r"([\d +-]+) = (\d+)", instance.rationale):
             terms = ast.parse(left.strip(), mode="eval")

@@ -1,5 +1,6 @@
 """Killed runs and shared memory: a rerun starts, leftovers go, running jobs are left alone."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -39,42 +40,37 @@ def start(path, workers=0):
     return process, int(process.stdout.readline())
 
 
-def kill(process):
-    """The whole group at once, so that nothing of it can clean up."""
+def kill(process, prefix):
+    """The whole group at once, so that nothing of it can clean up; returns when all are dead."""
     os.killpg(process.pid, signal.SIGKILL)
     process.wait(30)
+    with (shared_memory.SHM / f"{prefix:06d}_locals").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # the workers' share of the hold ends with them
 
 
 def blocks(prefix):
     return sorted(file.name for file in shared_memory.SHM.glob(f"{prefix:06d}_*"))
 
 
-def test_after_a_kill_a_rerun_starts_at_the_beginning_and_cleans_up(mini, mini_copy):
+def test_a_running_job_is_left_alone_and_a_killed_one_is_cleaned_up(mini, mini_copy):
     process, prefix = start(mini_copy, workers=2)
-    kill(process)
-    left = blocks(prefix)
-    assert {f"{prefix:06d}_locals", f"{prefix:06d}_resume"} <= set(left), "nothing to clean up"
-
-    dataloader(mini, batch_size=24)
-    assert blocks(prefix) == left, "leftovers of another directory are not ours to judge"
-
-    fresh = [b["input_ids"].tolist() for b in dataloader(mini_copy, batch_size=24)]
-    again = [b["input_ids"].tolist() for b in dataloader(mini, batch_size=24)]
-    assert fresh == again
-    assert len(fresh) == 18 * 40 // 24
-    assert f"{prefix:06d}_resume" not in blocks(prefix)
-
-
-def test_a_running_job_on_the_same_directory_is_left_alone(mini_copy):
-    process, prefix = start(mini_copy, workers=1)
     try:
-        before = blocks(prefix)
-        batches = [b["input_ids"].tolist() for b in dataloader(mini_copy, batch_size=24)]
-        assert len(batches) == 18 * 40 // 24
-        assert blocks(prefix) == before
+        running = blocks(prefix)
+        assert {f"{prefix:06d}_locals", f"{prefix:06d}_resume"} <= set(running)
+        expected = [b["input_ids"].tolist() for b in dataloader(mini_copy, batch_size=24)]
+        assert len(expected) == 18 * 40 // 24
+        assert blocks(prefix) == running, "the job still runs"
         assert process.poll() is None
     finally:
-        kill(process)
+        kill(process, prefix)
+    assert blocks(prefix) == running, "a killed job cannot clean up"
+
+    dataloader(mini, batch_size=24)
+    assert blocks(prefix) == running, "leftovers of another directory are not ours to judge"
+
+    fresh = [b["input_ids"].tolist() for b in dataloader(mini_copy, batch_size=24)]
+    assert fresh == expected, "a rerun starts at the beginning, not at the leftover position"
+    assert f"{prefix:06d}_resume" not in blocks(prefix)
 
 
 def test_stale_positions_under_a_fresh_prefix_are_discarded(mini):

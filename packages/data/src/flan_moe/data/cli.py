@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 EXAMPLES = """examples (they work as printed, one after the other):
-  flan-moe-data mini --out mini-flan --examples-per-task 200
+  flan-moe-data mini --out mini-flan --examples-per-task 100
   flan-moe-data tasks mini-flan
   flan-moe-data show mini-flan --task weekday --limit 2
   flan-moe-data show mini-flan --packed

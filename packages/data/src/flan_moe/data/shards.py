@@ -57,9 +57,7 @@ def mds_writer(
         "task": "int",
         "template": "str",
     }
-    return MDSWriter(
-        out=str(directory), columns=columns, hashes=[HASH], size_limit=shard_bytes, max_workers=1
-    )
+    return MDSWriter(out=str(directory), columns=columns, hashes=[HASH], size_limit=shard_bytes)
 
 
 def write_mds(

@@ -11,6 +11,8 @@ from flan_moe.data.mini_flan.family import Family, Instance
 from flan_moe.data.suite import EXEMPLARS, SuiteItem
 from flan_moe.data.task_source import TaskContent, TaskSource
 
+PATIENCE = 5000  # draws without a new problem before a family counts as exhausted
+
 
 def mini_flan_sources(
     *, examples: int, validation: int, evaluation: int, seed: int
@@ -102,12 +104,24 @@ def _open(
 
 
 def _items(family: Family, instances: Iterable[Instance], count: int) -> tuple[SuiteItem, ...]:
-    """The first ``count`` different problems, with the wordings in turn."""
+    """The first ``count`` different problems, with the wordings in turn.
+
+    Raises:
+        ValueError: The family has not so many.
+    """
     items: dict[str, SuiteItem] = {}
+    misses = 0
     for instance in instances:
         if len(items) == count:
             break
+        misses += 1
+        if misses > PATIENCE:
+            raise ValueError(
+                f"{count} evaluation questions per task: family {family.name!r} has no more than "
+                f"about {len(items)} different ones"
+            )
         if instance.content() not in items:
+            misses = 0
             items[instance.content()] = SuiteItem(
                 id=f"{family.name}-{len(items)}",
                 input=family.prompt(instance, len(items)),

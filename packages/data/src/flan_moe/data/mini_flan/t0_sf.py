@@ -132,7 +132,7 @@ def _word_category(rng: Random) -> Instance:
     if rng.random() < 0.5:
         kind = rng.choice(kinds)
         return Instance(
-            fields={"question": f"What kind of thing is {article(rng.choice(KINDS[kind][1]))}?"},
+            fields={"question": f"What kind of word is {rng.choice(KINDS[kind][1])}?"},
             answer=kind,
             options=tuple(kinds),
         )
