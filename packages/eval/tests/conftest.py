@@ -189,6 +189,15 @@ def t5(vocabulary):
 
 
 @pytest.fixture(scope="session")
+def tiny_t5(t5):
+    """Untrained models answer at full length; this one's steps are short."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes = {"d_model": 8, "d_kv": 4, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
+    return T5ForConditionalGeneration(T5Config(**t5.config.to_dict() | sizes)).eval()
+
+
+@pytest.fixture(scope="session")
 def gpt2(vocabulary):
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel

@@ -12,18 +12,13 @@ from flan_moe.eval.cli import EXAMPLES, main
 
 
 @pytest.fixture
-def workplace(tmp_path, suite_dir, t5, tokenizer, monkeypatch):
-    """A folder as the examples assume it: ``data/eval`` and ``model``."""
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    # Untrained, it answers at full length; so let its steps be short.
-    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
-    model = T5ForConditionalGeneration(T5Config(**t5.config.to_dict() | sizes))
+def workplace(tmp_path, suite_dir, tiny_t5, tokenizer, monkeypatch):
+    """A folder as the examples assume it: ``mini-flan/eval`` and ``model``."""
     monkeypatch.chdir(tmp_path)
     text = (suite_dir / "suite.json").read_text()
-    (suite_dir / "suite.json").write_text(text.replace('"more_sums"', '"date_arithmetic"'))
-    shutil.copytree(suite_dir, tmp_path / "data" / "eval")
-    model.save_pretrained(tmp_path / "model")
+    (suite_dir / "suite.json").write_text(text.replace('"more_sums"', '"weekday"'))
+    shutil.copytree(suite_dir, tmp_path / "mini-flan" / "eval")
+    tiny_t5.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     return tmp_path
 
@@ -39,7 +34,7 @@ def test_the_examples_run_as_printed(workplace, capsys):
         assert main(shlex.split(example)) == 0, capsys.readouterr().err
     shown = capsys.readouterr().out
     assert (workplace / "report" / "index.html").is_file()
-    assert "date_arithmetic" in shown
+    assert "weekday" in shown
 
 
 @pytest.mark.parametrize("command", ["run", "compare", "report", "show"])
@@ -53,7 +48,7 @@ def test_every_command_shows_an_example_of_itself(command, capsys):
 
 
 def test_show_prints_the_prompt_as_the_model_reads_it(workplace, capsys):
-    main(shlex.split("show data/eval --task sums --shots 1 --mode cot --item 2"))
+    main(shlex.split("show mini-flan/eval --task sums --shots 1 --mode cot --item 2"))
     assert capsys.readouterr().out == (
         "sums : what is 0 plus 5 a a ?\nLet's think step by step.\n"
         "we add them 0 . So the answer is 0.\n\n"
@@ -63,7 +58,7 @@ def test_show_prints_the_prompt_as_the_model_reads_it(workplace, capsys):
 
 
 def test_run_prints_tables_and_writes_results(workplace, capsys):
-    command = "run --model model --suite data/eval --out out --limit 3 --direct-tokens 4"
+    command = "run --model model --suite mini-flan/eval --out out --limit 3 --direct-tokens 4"
     assert main(shlex.split(command + " --mode direct --task sums colours")) == 0
     printed = capsys.readouterr()
     assert "95 % over items" in printed.out
@@ -77,14 +72,14 @@ def test_run_prints_tables_and_writes_results(workplace, capsys):
     ("command", "complaint"),
     [
         ("run --model model --suite nowhere --out out", "suite"),
-        ("run --model ./nowhere --suite data/eval --out out", "nowhere: no such folder"),
-        ("run --model model --suite data/eval --out out --shots 9", "shots: [9]"),
-        ("run --model model --suite data/eval --out out --task x", "'x' is not in suite"),
-        ("run --model model --suite data/eval --out out --cot-tokens 0", "cot_tokens: 0"),
-        ("show data/eval --task sums --item 99", "--item: 99"),
-        ("show data/eval --task colours --mode cot", "mode 'cot'"),
-        ("compare model data", "results.json: no such file"),
-        ("report label=data --out out", "results.json: no such file"),
+        ("run --model ./nowhere --suite mini-flan/eval --out out", "nowhere: no such folder"),
+        ("run --model model --suite mini-flan/eval --out out --shots 9", "shots: [9]"),
+        ("run --model model --suite mini-flan/eval --out out --task x", "'x' is not in suite"),
+        ("run --model model --suite mini-flan/eval --out out --cot-tokens 0", "cot_tokens: 0"),
+        ("show mini-flan/eval --task sums --item 99", "--item: 99"),
+        ("show mini-flan/eval --task colours --mode cot", "mode 'cot'"),
+        ("compare model mini-flan", "results.json: no such file"),
+        ("report label=mini-flan --out out", "results.json: no such file"),
     ],
 )
 def test_mistakes_are_told_in_one_message(workplace, capsys, command, complaint):
@@ -95,7 +90,7 @@ def test_mistakes_are_told_in_one_message(workplace, capsys, command, complaint)
     assert not (workplace / "out").exists()
 
 
-@pytest.mark.parametrize("command", ["--help", "run --help", "show data/eval"])
+@pytest.mark.parametrize("command", ["--help", "run --help", "show mini-flan/eval"])
 def test_help_and_show_need_no_torch(workplace, command):
     code = (
         "import sys; from flan_moe.eval.cli import main\n"
@@ -108,7 +103,7 @@ def test_help_and_show_need_no_torch(workplace, command):
 
 
 def test_reports_need_no_torch(workplace):
-    command = "run --model model --suite data/eval --out out --limit 2 --mode direct"
+    command = "run --model model --suite mini-flan/eval --out out --limit 2 --mode direct"
     assert main(shlex.split(command + " --direct-tokens 4")) == 0
     code = (
         "import sys; from flan_moe.eval.cli import main\n"
@@ -119,7 +114,7 @@ def test_reports_need_no_torch(workplace):
 
 
 def test_a_reader_that_goes_away_is_not_an_error(workplace):
-    command = f"{shlex.quote(sys.executable)} -m flan_moe.eval.cli show data/eval | head -1"
+    command = f"{shlex.quote(sys.executable)} -m flan_moe.eval.cli show mini-flan/eval | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)
     assert done.stdout.startswith("toy: ")
     assert done.stderr == ""

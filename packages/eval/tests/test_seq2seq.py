@@ -100,6 +100,14 @@ def test_texts_equal_generate_one_by_one(t5, tokenizer, prompts):
     assert len(set(found)) > 1
 
 
+def test_the_decoder_is_bounded_by_the_request_and_by_nothing_else(t5, tokenizer, prompts):
+    ids = HFSeq2SeqModel(t5, tokenizer)._continue([[3, 4, 5, 1], [5] * 60], 45)
+    assert ids.shape == (2, 45)  # transformers' own default would be 20
+    short = HFSeq2SeqModel(t5, tokenizer)._continue([[3, 4, 5, 1], [5] * 60], 7)
+    assert short.shape == (2, 7)
+    assert torch.equal(short, ids[:, :7])
+
+
 def test_the_encoder_reads_every_prompt_once(t5, tokenizer, prompts):
     lm = HFSeq2SeqModel(t5, tokenizer)
     rows = []

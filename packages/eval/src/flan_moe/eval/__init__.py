@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from flan_moe.eval.adapters.causal import HFCausalModel
     from flan_moe.eval.adapters.loading import load_language_model
     from flan_moe.eval.adapters.seq2seq import HFSeq2SeqModel
-    from flan_moe.eval.compare import Comparison, compare_runs
+    from flan_moe.eval.compare import Comparison, GroupComparison, TaskComparison, compare_runs
     from flan_moe.eval.evaluation import evaluate
     from flan_moe.eval.language_model import Fingerprinted, LanguageModel, TokenAware
     from flan_moe.eval.plan import Decoding
@@ -34,6 +34,7 @@ _HOME = {
     "Decoding": "plan",
     "Fingerprinted": "language_model",
     "GenerateRequest": "requests",
+    "GroupComparison": "compare",
     "GroupScore": "results",
     "HFCausalModel": "adapters.causal",
     "HFSeq2SeqModel": "adapters.seq2seq",
@@ -53,6 +54,7 @@ _HOME = {
     "Suite": "suite",
     "SuiteError": "suite",
     "Task": "suite",
+    "TaskComparison": "compare",
     "TaskScore": "results",
     "TokenAware": "language_model",
     "compare_runs": "compare",
@@ -69,6 +71,7 @@ __all__ = [
     "Decoding",
     "Fingerprinted",
     "GenerateRequest",
+    "GroupComparison",
     "GroupScore",
     "HFCausalModel",
     "HFSeq2SeqModel",
@@ -88,6 +91,7 @@ __all__ = [
     "Suite",
     "SuiteError",
     "Task",
+    "TaskComparison",
     "TaskScore",
     "TokenAware",
     "__version__",

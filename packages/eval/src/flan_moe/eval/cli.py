@@ -13,14 +13,14 @@ from flan_moe.eval.__about__ import __version__
 from flan_moe.eval.suite import Mode
 
 EXAMPLES = """\
-examples (data/eval is a suite, model a saved model with its tokenizer):
-  flan-moe-eval show data/eval
-  flan-moe-eval show data/eval --task date_arithmetic --shots 2 --mode cot
-  flan-moe-eval run --model model --suite data/eval --out runs/model --limit 20
-  flan-moe-eval run --model model --suite data/eval --out runs/few-shot --shots 0 2 --mode direct
+examples (mini-flan is made by `flan-moe-data mini --out mini-flan`; model is a saved model):
+  flan-moe-eval show mini-flan/eval
+  flan-moe-eval show mini-flan/eval --task weekday --shots 2 --mode cot
+  flan-moe-eval run --model model --suite mini-flan/eval --out runs/model --limit 20
+  flan-moe-eval run --model model --suite mini-flan/eval --out runs/shots --shots 0 2 --mode direct
   flan-moe-eval show runs/model
-  flan-moe-eval compare runs/model runs/few-shot
-  flan-moe-eval report "zero-shot=runs/model" "few-shot=runs/few-shot" --out report
+  flan-moe-eval compare runs/model runs/shots
+  flan-moe-eval report "model=runs/model" "shots=runs/shots" --out report
 """
 
 
@@ -65,8 +65,8 @@ def _add_run(commands: argparse._SubParsersAction) -> None:
         help="evaluate a model",
         description="Evaluate a model. Answers are logged as they come; the same command goes on "
         "where an interrupted one stopped.",
-        epilog="example:\n  flan-moe-eval run --model model --suite data/eval --out runs/model "
-        "--limit 20",
+        epilog="example:\n  flan-moe-eval run --model model --suite mini-flan/eval --out "
+        "runs/model --limit 20",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     run.add_argument(
@@ -122,7 +122,7 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
         "compare",
         help="compare two runs on the same items",
         description="Compare run B with run A, paired by item.",
-        epilog="example:\n  flan-moe-eval compare runs/model runs/few-shot",
+        epilog="example:\n  flan-moe-eval compare runs/model runs/shots",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     compare.add_argument("a", type=Path, metavar="A", help="folder of a run")
@@ -136,8 +136,8 @@ def _add_report(commands: argparse._SubParsersAction) -> None:
         "report",
         help="write a page on one or more runs",
         description="Write index.html, complete in itself, with tables, plots and samples.",
-        epilog='example:\n  flan-moe-eval report "zero-shot=runs/model" '
-        '"few-shot=runs/few-shot" --out report',
+        epilog='example:\n  flan-moe-eval report "model=runs/model" '
+        '"shots=runs/shots" --out report',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     report.add_argument("runs", nargs="+", metavar="[LABEL=]RUN", help="folder of a run")
@@ -155,8 +155,7 @@ def _add_show(commands: argparse._SubParsersAction) -> None:
         "show",
         help="show a suite, one of its prompts, or the results of a run",
         description="Show a suite's tasks, a prompt as a model reads it, or a run's scores.",
-        epilog="example:\n  flan-moe-eval show data/eval --task date_arithmetic --shots 2 "
-        "--mode cot",
+        epilog="example:\n  flan-moe-eval show mini-flan/eval --task weekday --shots 2 --mode cot",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     show.add_argument("path", type=Path, metavar="PATH", help="folder of a suite or of a run")

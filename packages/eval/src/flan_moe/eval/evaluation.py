@@ -11,7 +11,7 @@ from pathlib import Path
 
 from flan_moe.eval.aggregate import group_scores, task_score
 from flan_moe.eval.judge import judge
-from flan_moe.eval.language_model import Fingerprinted, LanguageModel, TokenAware
+from flan_moe.eval.language_model import LanguageModel, TokenAware
 from flan_moe.eval.plan import Cell, Decoding, plan_cells
 from flan_moe.eval.progress import Progress
 from flan_moe.eval.prompts import Prompt, fit_prompt
@@ -69,8 +69,9 @@ def evaluate(
     cells = plan_cells(suite, shots=shots, modes=modes, limit=limit)
     if chunk_size < 1:
         raise ValueError(f"chunk_size: {chunk_size}; expected at least 1")
-    if fingerprint is None and isinstance(lm, Fingerprinted):
-        fingerprint = lm.fingerprint
+    if fingerprint is None:
+        # Asked for once: it may read all weights.
+        fingerprint = getattr(lm, "fingerprint", None)
     folder = Path(out_dir) if out_dir is not None else None
     logs = _open_logs(cells, folder, fingerprint, decoding, overwrite)
     reporter = Progress(sys.stderr if progress else None, cells=len(cells))

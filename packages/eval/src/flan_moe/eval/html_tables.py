@@ -7,15 +7,17 @@ from html import escape
 
 from flan_moe.eval.plots import run_color
 from flan_moe.eval.results import GroupScore, TaskScore
-from flan_moe.eval.run import CellKey, Run, cell_key
+from flan_moe.eval.run import Run
 from flan_moe.eval.samples import Sample
 from flan_moe.eval.statistics import Interval
+from flan_moe.eval.suite import Mode
 
 _INTERVALS = (
     "Scores in percent. In brackets the 95 % interval for other questions of the same tasks; "
     "“tasks” is the 95 % interval for other tasks of the same kind, which is what a "
     "claim about unseen tasks needs. “norm.” is 100 (score − chance) / (100 "
-    "− chance), taken per task, so that guessing is 0."
+    "− chance), taken per task, so that guessing is 0. “unreadable” is the share "
+    "of outputs that hold no answer in the form asked for."
 )
 
 
@@ -35,31 +37,23 @@ def group_table(runs: Sequence[Run]) -> str:
     return f'<p class="soft small">{_INTERVALS}</p>\n{_table(head, rows)}'
 
 
-def task_table(runs: Sequence[Run]) -> str:
-    """A row per task and setting, a column per run."""
-    found = [{cell_key(score): score for score in run.results.tasks} for run in runs]
-    scores: dict[CellKey, TaskScore] = {}
-    for cells in found:
-        for key, score in cells.items():
-            scores.setdefault(key, score)
-    order = sorted(
-        scores, key=lambda k: (scores[k].group == "held_in", k.mode != "direct", k.shots)
-    )
+def task_table(runs: Sequence[Run], *, shots: int, mode: Mode) -> str:
+    """A row per task at one setting, held-out tasks first, a column per run."""
+    found = [
+        {s.task: s for s in run.results.tasks if (s.shots, s.mode) == (shots, mode)} for run in runs
+    ]
+    tasks: dict[str, TaskScore] = {}
+    for by_name in found:
+        for name, score in by_name.items():
+            tasks.setdefault(name, score)
     rows = []
-    for key in order:
-        score = scores[key]
-        cells = "".join(_task_cell(by_key.get(key)) for by_key in found)
+    for name, score in sorted(tasks.items(), key=lambda entry: entry[1].group == "held_in"):
+        facts = _details([score.mixture, f"n {score.n}", f"chance {100 * score.chance:.1f}"])
+        cells = "".join(_task_cell(by_name.get(name)) for by_name in found)
         rows.append(
-            f"<tr><th>{escape(key.task)}</th><td>{_group_tag(score.group)}</td>"
-            f"<td>{escape(score.mixture)}</td><td>{key.shots}-shot {key.mode}</td>"
-            f'<td class="number">{score.n}</td><td class="number">{100 * score.chance:.1f}</td>'
-            f"{cells}</tr>\n"
+            f"<tr><th>{escape(name)}{facts}</th><td>{_group_tag(score.group)}</td>{cells}</tr>\n"
         )
-    head = (
-        "<th>task</th><th>group</th><th>mixture</th><th>setting</th>"
-        f'<th class="number">n</th><th class="number">chance</th>{_run_heads(runs)}'
-    )
-    return _table(head, rows)
+    return _table(f"<th>task</th><th>group</th>{_run_heads(runs)}", rows)
 
 
 def sample_browser(runs: Sequence[Run], count: int) -> str:
@@ -135,13 +129,11 @@ def _answer_text(sample: Sample) -> str:
 def _group_cell(group: GroupScore | None) -> str:
     if group is None:
         return "<td>–</td>"
-    tasks = "" if group.over_tasks is None else f"tasks {_interval(group.over_tasks)} · "
-    return (
-        f'<td><span class="score">{100 * group.score:.1f}</span>'
-        f'<span class="interval">[{_interval(group.over_items)}]</span>'
-        f'<span class="detail">{tasks}norm. {group.normalized:.1f} · unreadable '
-        f"{100 * group.parse_failure_rate:.1f} %</span></td>"
-    )
+    details = [f"norm. {group.normalized:.1f}"]
+    if group.over_tasks is not None:
+        details.append(f"tasks {_interval(group.over_tasks)}")
+    details.append(f"unreadable {100 * group.parse_failure_rate:.1f} %")
+    return _score_cell(group.score, group.over_items, details)
 
 
 def _task_cell(score: TaskScore | None) -> str:
@@ -159,11 +151,19 @@ def _task_cell(score: TaskScore | None) -> str:
         details.append(f"{score.exemplars_dropped} exemplars dropped")
     if score.prompts_truncated:
         details.append(f"{score.prompts_truncated} prompts cut")
+    return _score_cell(score.score, score.interval, details)
+
+
+def _score_cell(score: float, interval: Interval, details: Sequence[str]) -> str:
     return (
-        f'<td><span class="score">{100 * score.score:.1f}</span>'
-        f'<span class="interval">[{_interval(score.interval)}]</span>'
-        f'<span class="detail">{escape(" · ".join(details))}</span></td>'
+        f'<td><span class="score">{100 * score:.1f}</span>'
+        f'<span class="interval">[{_interval(interval)}]</span>{_details(details)}</td>'
     )
+
+
+def _details(parts: Sequence[str]) -> str:
+    pieces = " · ".join(f"<span>{escape(part)}</span>" for part in parts)
+    return f'<span class="detail">{pieces}</span>'
 
 
 def _secondary_name(name: str) -> str:

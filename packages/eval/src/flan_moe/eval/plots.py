@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from flan_moe.eval.report_inputs import Heatmap, Point, Series
 from flan_moe.eval.results import TaskScore
-from flan_moe.eval.run import CellKey, Run, cell_key
+from flan_moe.eval.run import Run
+from flan_moe.eval.statistics import Interval
 from flan_moe.eval.suite import Mode
 
 if TYPE_CHECKING:
@@ -29,93 +31,84 @@ def run_color(position: int) -> str:
     return COLORS[position % len(COLORS)]
 
 
+@dataclass(frozen=True)
+class _Bar:
+    """A value with its interval, both as shares."""
+
+    score: float
+    interval: Interval
+
+
 def plot_group_means(runs: Sequence[Run]) -> bytes:
     """Bars of the group means of every run, with their 95 % intervals over items."""
-    settings = list(
-        dict.fromkeys((g.group, g.shots, g.mode) for run in runs for g in run.results.groups)
-    )
-    figure, axes = _figure(
-        width=max(5.0, 1.4 + 0.55 * len(settings) * (len(runs) + 0.6)), height=3.6
-    )
-    bar = 0.8 / len(runs)
-    for position, run in enumerate(runs):
-        found = {(g.group, g.shots, g.mode): g for g in run.results.groups}
-        cells = [(at, found[key]) for at, key in enumerate(settings) if key in found]
-        axes.bar(
-            [at + (position - (len(runs) - 1) / 2) * bar for at, _ in cells],
-            [100 * g.score for _, g in cells],
-            width=0.92 * bar,
-            yerr=[
-                [100 * (g.score - g.over_items.low) for _, g in cells],
-                [100 * (g.over_items.high - g.score) for _, g in cells],
-            ],
-            color=run_color(position),
-            label=run.label,
-            error_kw={"elinewidth": 1.0, "capsize": 2.5, "ecolor": INK},
-        )
-    axes.set_xticks(
-        range(len(settings)),
-        [f"{_group_name(g)}\n{shots}-shot {mode}" for g, shots, mode in settings],
-    )
-    axes.set_ylabel("mean score (%)")
-    axes.set_ylim(0, 100)
-    _legend(axes, len(runs))
+    found = [
+        {(g.group, g.shots, g.mode): _Bar(g.score, g.over_items) for g in run.results.groups}
+        for run in runs
+    ]
+    rows = {
+        key: f"{_group_name(key[0])}, {key[1]}-shot {key[2]}"
+        for key in dict.fromkeys(key for bars in found for key in bars)
+    }
+    figure, _ = _bars(runs, found, rows)
     return _png(figure)
 
 
 def plot_tasks(runs: Sequence[Run], *, shots: int, mode: Mode) -> bytes:
-    """Horizontal bars of every task at one setting, with 95 % intervals and chance marks."""
-    found: dict[int, Mapping[CellKey, TaskScore]] = {
-        position: {cell_key(score): score for score in run.results.tasks}
-        for position, run in enumerate(runs)
-    }
+    """Bars of every task at one setting, with 95 % intervals and chance marks."""
+    scores = [
+        {s.task: s for s in run.results.tasks if (s.shots, s.mode) == (shots, mode)} for run in runs
+    ]
     tasks: dict[str, TaskScore] = {}
-    for run in runs:
-        for score in run.results.tasks:
-            if (score.shots, score.mode) == (shots, mode):
-                tasks.setdefault(score.task, score)
+    for by_name in reversed(scores):
+        tasks |= by_name
     # Held-out tasks on top, because they are what instruction tuning is judged by.
     order = sorted(tasks, key=lambda name: (tasks[name].group == "held_in", name))
-    figure, axes = _figure(width=7.6, height=1.0 + len(order) * (0.16 + 0.17 * max(len(runs), 1)))
-    bar = 0.8 / len(runs)
-    for position, run in enumerate(runs):
-        cells = [
-            (at, found[position][CellKey(name, shots, mode)])
-            for at, name in enumerate(order)
-            if CellKey(name, shots, mode) in found[position]
-        ]
-        axes.barh(
-            [at + (position - (len(runs) - 1) / 2) * bar for at, _ in cells],
-            [100 * s.score for _, s in cells],
-            height=0.92 * bar,
-            xerr=[
-                [100 * (s.score - s.interval.low) for _, s in cells],
-                [100 * (s.interval.high - s.score) for _, s in cells],
-            ],
-            color=run_color(position),
-            label=run.label,
-            error_kw={"elinewidth": 0.9, "capsize": 1.8, "ecolor": INK},
-        )
+    figure, axes = _bars(
+        runs,
+        [{name: _Bar(s.score, s.interval) for name, s in by_name.items()} for by_name in scores],
+        {name: f"{name} ({_group_name(tasks[name].group)})" for name in order},
+    )
     for at, name in enumerate(order):
-        chance = 100 * tasks[name].chance
         axes.plot(
-            [chance, chance],
+            [100 * tasks[name].chance] * 2,
             [at - 0.45, at + 0.45],
             color=INK,
             linewidth=1.1,
             linestyle=(0, (2, 1.5)),
             label=CHANCE if at == 0 else None,
         )
-    axes.set_yticks(
-        range(len(order)), [f"{name} ({_group_name(tasks[name].group)})" for name in order]
-    )
-    axes.set_ylim(len(order) - 0.4, -0.6)
+    _legend(axes)
+    return _png(figure)
+
+
+def _bars(
+    runs: Sequence[Run], found: Sequence[Mapping[Any, _Bar]], rows: Mapping[Any, str]
+) -> tuple[Figure, Axes]:
+    """Horizontal bars: a row per key of ``rows``, in it a bar per run that has the key."""
+    figure, axes = _figure(width=7.6, height=1.0 + len(rows) * (0.16 + 0.17 * len(runs)))
+    thickness = 0.8 / len(runs)
+    for position, (run, bars) in enumerate(zip(runs, found, strict=True)):
+        shown = [(at, bars[key]) for at, key in enumerate(rows) if key in bars]
+        axes.barh(
+            [at + (position - (len(runs) - 1) / 2) * thickness for at, _ in shown],
+            [100 * bar.score for _, bar in shown],
+            height=0.92 * thickness,
+            xerr=[
+                [100 * max(0.0, bar.score - bar.interval.low) for _, bar in shown],
+                [100 * max(0.0, bar.interval.high - bar.score) for _, bar in shown],
+            ],
+            color=run_color(position),
+            label=run.label,
+            error_kw={"elinewidth": 0.9, "capsize": 1.8, "ecolor": INK},
+        )
+    axes.set_yticks(range(len(rows)), rows.values())
+    axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, 100)
     axes.set_xlabel("score (%)")
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color=GRID, linewidth=0.8)
-    _legend(axes, len(runs) + 1)
-    return _png(figure)
+    _legend(axes)
+    return figure, axes
 
 
 def plot_series(series: Sequence[Series]) -> bytes:
@@ -128,11 +121,12 @@ def plot_series(series: Sequence[Series]) -> bytes:
             label=curve.name,
             color=run_color(position),
             linewidth=1.6,
+            linestyle=("-", "--", ":")[position // len(COLORS) % 3],
             marker="o" if len(curve.x) == 1 else None,
         )
     axes.set_xlabel(series[0].x_label)
     axes.set_ylabel(series[0].y_label)
-    _legend(axes, len(series))
+    _legend(axes)
     return _png(figure)
 
 
@@ -198,7 +192,7 @@ def plot_points(points: Sequence[Point]) -> bytes:
     axes.autoscale_view()
     axes.set_xlabel(points[0].x_label)
     axes.set_ylabel(points[0].y_label)
-    _legend(axes, len(points) + 1)
+    _legend(axes, always=True)
     return _png(figure)
 
 
@@ -225,20 +219,22 @@ def _figure(*, width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _legend(axes: Axes, entries: int) -> None:
-    if entries > 1:
-        handles, labels = axes.get_legend_handles_labels()
-        order = sorted(range(len(labels)), key=lambda at: labels[at] == CHANCE)
-        axes.legend(
-            [handles[at] for at in order],
-            [labels[at] for at in order],
-            frameon=False,
-            fontsize=9,
-            loc="lower left",
-            bbox_to_anchor=(0.0, 1.0),
-            ncols=min(entries, 4),
-            borderaxespad=0.2,
-        )
+def _legend(axes: Axes, *, always: bool = False) -> None:
+    """A legend above the axes, chance last; none for a single entry unless ``always``."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) < 2 and not always:
+        return
+    order = sorted(range(len(labels)), key=lambda at: labels[at] == CHANCE)
+    axes.legend(
+        [handles[at] for at in order],
+        [labels[at] for at in order],
+        frameon=False,
+        fontsize=9,
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        ncols=min(len(labels), 3 if max(map(len, labels)) > 16 else 5),
+        borderaxespad=0.2,
+    )
 
 
 def _group_name(group: str) -> str:

@@ -103,16 +103,20 @@ def _add_scores(page: _Page, runs: Sequence[Run]) -> None:
     settings = dict.fromkeys(
         (score.shots, score.mode) for run in runs for score in run.results.tasks
     )
-    charts = "".join(
-        page.figure(
+    parts = []
+    for number, (shots, mode) in enumerate(settings):
+        bars = page.figure(
             f"tasks-{shots}-shot-{mode}",
             plots.plot_tasks(runs, shots=shots, mode=mode),
             f"Score of each task, {shots}-shot {mode}, with 95 % intervals. Dashed: score of "
             "guessing.",
         )
-        for shots, mode in settings
-    )
-    page.section("tasks", "Tasks", task_table(runs) + charts)
+        table = task_table(runs, shots=shots, mode=mode)
+        parts.append(
+            f"<details{'' if number else ' open'}><summary><strong>{shots}-shot {mode}</strong>"
+            f'</summary>\n<div class="inside">{table}{bars}</div></details>\n'
+        )
+    page.section("tasks", "Tasks", "".join(parts))
 
 
 def _add_figures(
