@@ -92,6 +92,12 @@ def test_bad_input_ends_in_one_line(tmp_path, monkeypatch, capsys, arguments, me
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_listing_may_be_cut_short(mini):
+    listing = f"{sys.executable} -m flan_moe.data.cli tasks {mini} | true"
+    done = subprocess.run(listing, shell=True, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
 def test_an_unknown_task_is_named(mini, capsys):
     assert cli.main(["show", str(mini), "--task", "sudoku"]) == 1
     assert "no task 'sudoku' in train" in capsys.readouterr().err

@@ -12,6 +12,8 @@ from flan_moe.data.mixture import build_mixture_dataset
 from flan_moe.data.shards import read_mds
 from flan_moe.data.task_table import read_task_table
 
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
 MIXTURES = ("muffin", "t0_sf", "niv2", "cot")
 WEIGHTS = {"muffin": 0.52, "t0_sf": 0.15, "niv2": 0.3, "cot": 0.03}
 

@@ -15,6 +15,7 @@ _HOME = {
     "Manifest": "manifest",
     "MixtureDataset": "mixture",
     "PackedCollator": "packing",
+    "RawOptions": "raw_sources",
     "TASK_FAMILIES": "mini_flan",
     "TextEncoder": "tokenizer",
     "build_data_directory": "build",

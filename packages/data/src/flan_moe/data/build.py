@@ -57,7 +57,7 @@ class BuildOptions:
     vocab_size: int = 2048
     tokenizer: str | None = None
     max_input_tokens: int = 256
-    max_target_tokens: int = 64
+    max_target_tokens: int = 48
     shard_bytes: int = DEFAULT_SHARD_BYTES
     webdataset: bool = False
     overwrite: bool = False

@@ -199,6 +199,10 @@ def build_mixture_dataset(
         name: sum(min(task.count, task.cap) for task in table.tasks)
         for name, table in tables.items()
     }
+    if weights is not None:
+        # A mixture of the directory that this split happens to lack may be left out by name.
+        known = {task["mixture"] for task in manifest.tasks}
+        weights = {n: w for n, w in weights.items() if w or n in sizes or n not in known}
     shares = mixture_weights(sizes, weights)
     total = _epoch_size(epoch_size, sum(sizes[name] for name in shares), shuffle)
     choose = whole_shares(np.array(list(shares.values())), total)
