@@ -96,7 +96,14 @@ def test_known_mistakes_give_known_scores(suite_dir, fake_model):
     assert colours.secondary == {"per_token_accuracy": 0.2}
     assert colours.normalized == pytest.approx(100 * (0.2 - 0.25) / 0.75)
     assert (colours.method, sums.method) == ("loglikelihood", "generate")
-    held_out = results.groups[0]
+    held_out, held_in = results.groups
+    # A group of one task has that task's interval, normalised with its chance score.
+    assert held_in.normalized == pytest.approx(colours.normalized)
+    for end in ("low", "high"):
+        raw = getattr(held_in.over_items, end)
+        assert raw == pytest.approx(getattr(colours.interval, end))
+        expected = 100 * (raw - 0.25) / 0.75
+        assert getattr(held_in.normalized_over_items, end) == pytest.approx(expected)
     assert held_out.score == pytest.approx(5 / 12)
     assert held_out.parse_failure_rate == pytest.approx(1 / 12)
 

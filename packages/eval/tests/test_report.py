@@ -1,5 +1,6 @@
 """The report is complete, self-contained and safe to open."""
 
+import json
 import math
 import re
 import struct
@@ -14,6 +15,9 @@ ATTACK = "<script>alert('x')</script> & $title ${body} \"quoted\" __proto__"
 
 @pytest.fixture
 def runs(suite_dir, fake_model, tmp_path):
+    lines = (suite_dir / "sums.jsonl").read_text().splitlines()
+    lines[0] = json.dumps(json.loads(lines[0]) | {"input": f"asked {ATTACK}", "id": ATTACK})
+    (suite_dir / "sums.jsonl").write_text("\n".join(lines) + "\n")
     suite = load_suite(suite_dir)
     for name, answer in (("before", "7"), ("after", ATTACK + "\n3")):
         model = fake_model(
@@ -98,8 +102,11 @@ def test_what_models_write_is_shown_and_not_executed(runs, tmp_path):
     found = Elements(page)
     assert "script" not in found.tags
     assert not [name for name, _ in found.attributes if name.startswith("on")]
-    # Everything comes out as it went in: title, subtitle, notes, labels, model names, outputs.
-    assert "".join(found.text).count(ATTACK) >= 6
+    # Everything comes out as it went in: title (twice), subtitle, note, label, model name, ids,
+    # prompts, outputs.
+    text = "".join(found.text)
+    assert text.count(ATTACK) >= 12
+    assert f"asked {ATTACK}" in text
 
 
 def test_the_page_needs_no_other_file(runs, tmp_path):
