@@ -35,6 +35,15 @@ def test_help_needs_neither_torch_nor_composer():
     assert "examples:" in output
 
 
+@pytest.mark.parametrize(("given", "policy"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_openmp_waits_passively_unless_told_otherwise(monkeypatch, given, policy):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    assert main(["export", "absent", "model"]) == 2
+    assert os.environ["OMP_WAIT_POLICY"] == policy
+
+
 def test_check_prints_the_resolved_recipe_and_the_model(recipe, capsys):
     assert main(["check", recipe, "seed=3"]) == 0
     output = capsys.readouterr().out
