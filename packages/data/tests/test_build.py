@@ -177,6 +177,15 @@ def test_questions_that_training_shows_in_any_task_are_removed_and_counted(tmp_p
     assert "five" in (tmp_path / "out" / "eval" / entry["file"]).read_text()
 
 
+def test_without_questions_there_is_no_suite(tmp_path):
+    manifest = build_data_directory(
+        tmp_path / "out", [source(train=[("one", {})])], OPTIONS, report=silent
+    )
+    assert manifest.tasks[0]["eval"] == 0
+    assert not (tmp_path / "out" / "eval").exists()
+    open_data_directory(tmp_path / "out")
+
+
 def test_sources_that_cannot_be_built_are_refused(tmp_path):
     good = source(train=[("one", {})])
     for sources, message in (
@@ -269,7 +278,7 @@ def test_damage_is_found_when_the_directory_is_opened(mini_copy, name, how, mess
 )
 def test_a_flipped_bit_is_found_by_verify(mini_copy, name, message):
     damage(mini_copy / name, "flip")
-    open_data_directory(mini_copy)
+    open_data_directory(mini_copy, hashes=False)
     with pytest.raises(ValueError, match=message):
         list(verify_data_directory(mini_copy))
 

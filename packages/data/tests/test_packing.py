@@ -47,6 +47,7 @@ def pack(examples, **options):
     )
 
 
+@settings(deadline=None)
 @given(lengths)
 def test_every_example_is_in_exactly_one_segment_whole(sizes):
     examples = make(sizes)
@@ -56,6 +57,7 @@ def test_every_example_is_in_exactly_one_segment_whole(sizes):
     assert counts == {"examples": len(sizes), "truncated": 0, "dropped": 0}
 
 
+@settings(deadline=None)
 @given(lengths)
 def test_layout_of_the_batch(sizes):
     examples = make(sizes)
@@ -80,6 +82,7 @@ def test_layout_of_the_batch(sizes):
             assert set(tokens.tolist()) == set(range(1, int(tokens.max()) + 1))
 
 
+@settings(deadline=None)
 @given(lengths)
 def test_rows_obey_both_budgets_and_are_no_more_than_needed(sizes):
     rows = best_fit_decreasing(sizes, BUDGET)
@@ -93,6 +96,7 @@ def test_rows_obey_both_budgets_and_are_no_more_than_needed(sizes):
             assert any(sum(size[side] for size in both) > BUDGET[side] for side in (0, 1))
 
 
+@settings(deadline=None)
 @given(lengths)
 def test_packing_is_a_function_of_the_batch(sizes):
     first, _ = pack(make(sizes))
@@ -169,7 +173,7 @@ def test_widths_are_multiples_where_the_budget_allows():
     assert batch["labels"].shape[1] == 10
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(lengths, min_size=1, max_size=5))
 def test_the_collator_counts_over_all_batches(batches):
     collator = PackedCollator(max_input_tokens=12, max_target_tokens=10, overlong="truncate")

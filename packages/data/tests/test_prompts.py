@@ -1,7 +1,7 @@
 """Prompt layouts, as the evaluation suite promises them, and safe filling of templates."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flan_moe.data.prompts import (
@@ -41,6 +41,7 @@ def test_options_follow_the_prompt():
     assert with_options("Which?", None) == "Which?"
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_values_are_never_parsed(value):
     assert fill("<{a}|{b}>", {"a": value, "b": "{a}"}) == f"<{value}|{{a}}>"

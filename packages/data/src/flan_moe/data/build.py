@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "validation")
 TOKENIZER_SAMPLE = 1000  # training examples per task that a new tokenizer learns from
+REPORT_EVERY = 12  # tasks between progress lines where tasks go by fast
 CHARACTERS_PER_TOKEN = 4  # guess of a prompt's length before there is a tokenizer
 
 
@@ -150,20 +151,24 @@ def _make_tokenizer(
         report(f"tokenizer: {options.tokenizer}")
     else:
         report(f"tokenizer: training {options.vocab_size} ids on the training texts")
-        trained = train_tokenizer(_tokenizer_texts(sources, options), options.vocab_size)
+        trained = train_tokenizer(_tokenizer_texts(sources, options, report), options.vocab_size)
         directory.mkdir()
         write_tokenizer_files(trained, directory)
     return load_tokenizer(directory)
 
 
-def _tokenizer_texts(sources: Sequence[TaskSource], options: BuildOptions) -> Iterator[str]:
+def _tokenizer_texts(
+    sources: Sequence[TaskSource], options: BuildOptions, report: Callable[[str], None]
+) -> Iterator[str]:
     def fits(prompt: str) -> bool:
         return len(prompt) <= CHARACTERS_PER_TOKEN * options.max_input_tokens
 
-    for source in sources:
+    for number, source in enumerate(sources, start=1):
         for example in islice(source.open(fits).train, TOKENIZER_SAMPLE):
             yield example.prompt
             yield example.target
+        if number % REPORT_EVERY == 0 or number == len(sources):
+            report(f"  texts of {number} of {len(sources)} tasks")
 
 
 def _write_mixture(
@@ -212,7 +217,11 @@ def _write_mixture(
         if options.webdataset:
             tars = staging / "webdataset" / split / mixture
             write_webdataset(tars, read_mds(staging / split / mixture))
-        report(f"{split}/{mixture}: {writer.totals()}")
+        totals = writer.totals()
+        report(
+            f"{split}/{mixture}: {totals['examples']} examples, {totals['input_tokens']} input and "
+            f"{totals['target_tokens']} target tokens"
+        )
 
 
 def _suite_task(source: TaskSource, content: TaskContent) -> SuiteTask:
@@ -233,13 +242,18 @@ def _write_evaluation(
 ) -> None:
     """The suite, without questions that training has shown, whichever task they came from."""
     tasks = []
+    for entry in tally.tasks:
+        entry["eval"] = 0
     for task in tally.suite:
         items = tuple(item for item in task.items if digest(item.input) not in tally.shown)
         tally.dropped["evaluation question also in training"] += len(task.items) - len(items)
         if items:
             tasks.append(replace(task, items=items))
     tally.dropped = +tally.dropped
+    for reason, number in sorted(tally.dropped.items()):
+        report(f"left out: {number} ({reason})")
     if not tasks:
+        report("eval: no questions, so no suite")
         return
     write_suite(directory, name=options.name, source=options.source, tasks=tasks)
     evaluated = {task.name: len(task.items) for task in tasks}

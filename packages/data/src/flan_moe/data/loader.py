@@ -28,7 +28,7 @@ def dataloader(
     rows: int | None = None,
     overlong: Overlong = "truncate",
     num_workers: int = 0,
-    verify: bool = False,
+    verify: bool | None = None,
 ) -> StreamingDataLoader:
     """Batches of a data directory for training or validation.
 
@@ -55,7 +55,7 @@ def dataloader(
         rows: Fixed number of rows per batch; see `pack_examples`.
         overlong: ``"truncate"``, ``"drop"`` or ``"error"``; see `pack_examples`.
         num_workers: Processes that read and pack.
-        verify: Check the hash of every shard first.
+        verify: Whether to check the hash of every shard first; see `build_mixture_dataset`.
 
     Returns:
         A dataloader with ``state_dict`` and ``load_state_dict``.

@@ -16,6 +16,7 @@ from flan_moe.data.tokenizer import tokenizer_fingerprint
 DATA_FORMAT = "flan-moe-data"
 DATA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
+AUTO_HASH_BYTES = 1 << 28
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,7 @@ def open_data_directory(
     *,
     vocab_size: int | None = None,
     tokenizer_sha256: str | None = None,
-    hashes: bool = False,
+    hashes: bool | None = None,
 ) -> Manifest:
     """Check a data directory before long work starts with it.
 
@@ -97,7 +98,8 @@ def open_data_directory(
         directory: Built by ``flan-moe-data``.
         vocab_size: Of the model that is to read it; must hold every id.
         tokenizer_sha256: Fingerprint of the tokenizer that the model goes with.
-        hashes: Read and verify every byte; otherwise existence and sizes of shards only.
+        hashes: Read and verify every byte; False for existence and sizes of shards only. None
+            verifies the bytes of directories up to `AUTO_HASH_BYTES`, which takes no time to speak of.
 
     Returns:
         Its manifest.
@@ -125,9 +127,16 @@ def open_data_directory(
             f"{file}: vocab_size is {manifest.vocab_size}; the model has {vocab_size} and cannot "
             "embed every id"
         )
-    for split, mixtures in manifest.splits.items():
-        for mixture, counts in mixtures.items():
-            _check_mixture(directory / split / mixture, counts["examples"], hashes)
+    parts = {
+        directory / split / mixture: counts["examples"]
+        for split, mixtures in manifest.splits.items()
+        for mixture, counts in mixtures.items()
+    }
+    if hashes is None:
+        size = sum(file.stat().st_size for part in parts for file in part.glob("*.mds"))
+        hashes = size <= AUTO_HASH_BYTES
+    for part, examples in parts.items():
+        _check_mixture(part, examples, hashes)
     if hashes:
         for name, digest in manifest.files.items():
             _check_hash(directory / name, digest)

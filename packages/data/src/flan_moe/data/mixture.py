@@ -169,7 +169,7 @@ def build_mixture_dataset(
     epoch_size: int | None = None,
     seed: int = 0,
     shuffle: bool = True,
-    verify: bool = False,
+    verify: bool | None = None,
 ) -> MixtureDataset:
     """Open one split of a data directory as a weighted mixture.
 
@@ -182,7 +182,8 @@ def build_mixture_dataset(
             over all tasks of the mixtures that have a weight.
         seed: Of the choice and the order of samples.
         shuffle: Whether the order is random, and different in every epoch.
-        verify: Check the hash of every shard first (reads everything); otherwise sizes.
+        verify: Whether to read every shard and check its hash first; None decides by size, see
+            `open_data_directory`.
 
     Raises:
         ValueError: The directory is damaged, or an argument does not fit it; names file or key.
