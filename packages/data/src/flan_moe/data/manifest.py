@@ -99,7 +99,8 @@ def open_data_directory(
         vocab_size: Of the model that is to read it; must hold every id.
         tokenizer_sha256: Fingerprint of the tokenizer that the model goes with.
         hashes: Read and verify every byte; False for existence and sizes of shards only. None
-            verifies the bytes of directories up to `AUTO_HASH_BYTES`, which takes no time to speak of.
+            verifies the bytes of directories up to `AUTO_HASH_BYTES`,
+            which is quick.
 
     Returns:
         Its manifest.
