@@ -64,7 +64,9 @@ def test_wheels_install_together(wheels, tmp_path):
 def test_each_member_is_documented(member):
     folder = ROOT / "packages" / member
     version = re.search(
-        r'"(.+)"', (folder / "src" / "flan_moe" / member / "__about__.py").read_text()
+        r'^__version__ = "(.+)"$',
+        (folder / "src" / "flan_moe" / member / "__about__.py").read_text(),
+        re.M,
     ).group(1)
     assert f"## {version}" in (folder / "CHANGELOG.md").read_text()
     assert (folder / "README.md").read_text().startswith(f"# flan-moe-{member}")
