@@ -1,5 +1,6 @@
 """The mixture: exact quotas, nothing twice before everything once, and exact resuming."""
 
+import hashlib
 import json
 from collections import Counter
 
@@ -62,6 +63,9 @@ def test_caps_bound_a_tasks_rate(mini_copy):
     table = json.loads(file.read_text())
     table["tasks"][0]["cap"] = 10
     file.write_text(json.dumps(table))
+    manifest = json.loads((mini_copy / "manifest.json").read_text())
+    manifest["files"]["train/cot/tasks.json"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    (mini_copy / "manifest.json").write_text(json.dumps(manifest))
     only = {"muffin": 0, "t0_sf": 0, "niv2": 0, "cot": 1}
     dataset = build_mixture_dataset(mini_copy, batch_size=10, weights=only)
     assert dataset.epoch_size == 10 + 3 * 40
