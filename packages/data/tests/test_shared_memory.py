@@ -1,19 +1,24 @@
 """Killed runs and shared memory: a rerun starts, leftovers go, running jobs are left alone."""
 
 import fcntl
+import gc
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
+import time
+from pathlib import Path
 
 import pytest
 
 from flan_moe.data import shared_memory
 from flan_moe.data.loader import dataloader
+from flan_moe.data.shared_memory import SHM
 
 pytestmark = pytest.mark.skipif(
-    not shared_memory.SHM.is_dir(), reason="leftovers are only reclaimed where /dev/shm exists"
+    not SHM.is_dir(), reason="leftovers are only reclaimed where /dev/shm exists"
 )
 
 RUN = """
@@ -44,12 +49,12 @@ def kill(process, prefix):
     """The whole group at once, so that nothing of it can clean up; returns when all are dead."""
     os.killpg(process.pid, signal.SIGKILL)
     process.wait(30)
-    with (shared_memory.SHM / f"{prefix:06d}_locals").open() as file:
+    with (SHM / f"{prefix:06d}_locals").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # the workers' share of the hold ends with them
 
 
 def blocks(prefix):
-    return sorted(file.name for file in shared_memory.SHM.glob(f"{prefix:06d}_*"))
+    return sorted(file.name for file in SHM.glob(f"{prefix:06d}_*"))
 
 
 def test_a_running_job_is_left_alone_and_a_killed_one_is_cleaned_up(mini, mini_copy):
@@ -77,7 +82,7 @@ def test_stale_positions_under_a_fresh_prefix_are_discarded(mini):
     held = dataloader(mini, batch_size=24).dataset
     prefix = held._shm_prefix_int
     for name in shared_memory.RUN_STATE:
-        (shared_memory.SHM / f"{prefix:06d}_{name}").write_bytes(b"\0" * 4096)
+        (SHM / f"{prefix:06d}_{name}").write_bytes(b"\0" * 4096)
     shared_memory.discard_run_state(prefix)
     assert not any(f"{prefix:06d}_{name}" in blocks(prefix) for name in shared_memory.RUN_STATE)
 
@@ -89,7 +94,7 @@ def test_many_processes_can_construct_at_once(mini):
         import sys
         from flan_moe.data import dataloader
         sys.stdin.readline()
-        for _ in range(5):
+        for _ in range(20):
             loader = dataloader(sys.argv[1], batch_size=24)
         print(len(list(loader)))
         """
@@ -121,3 +126,69 @@ def test_two_datasets_live_side_by_side_in_one_process(mini):
     assert sum(len(batch["task_ids"]) for batch in validation) == 18 * 8
     seen += [len(batch["task_ids"]) for batch in iterator]
     assert sum(seen) == 18 * 40
+
+
+def held():
+    """What this process and this machine hold: descriptors, blocks, streaming's lock files."""
+    gc.collect()
+    locks = Path(tempfile.gettempdir()).glob("*_filelock")
+    return len(os.listdir("/proc/self/fd")), len(list(SHM.iterdir())), len(list(locks))
+
+
+def nothing_more_than(before):
+    """Whether no more is held, once threads that have been told to stop have stopped."""
+    deadline = time.monotonic() + 10
+    while any(now > then for now, then in zip(held(), before, strict=True)):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def read_whole(make):
+    assert sum(1 for _ in make()) == 30
+
+
+def give_up_half_way(make):
+    next(iter(make()))
+
+
+def resume(make):
+    first, second = make(), make()
+    next(iter(first))
+    second.load_state_dict(first.state_dict())
+    assert [sum(1 for _ in second) for _ in range(3)] == [29, 30, 30]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("use", [read_whole, give_up_half_way, resume])
+def test_a_dataset_that_is_gone_leaves_nothing_behind(mini, use, workers):
+    """Streaming alone keeps a dozen descriptors of each, and more the more there were before."""
+    standing = dataloader(mini, batch_size=24)
+    assert len(list(standing)) == 30
+    before = held()
+    for _ in range(3):
+        use(lambda: dataloader(mini, batch_size=24, num_workers=workers))
+    assert nothing_more_than(before)
+    assert len(list(standing)) == 30
+
+
+def test_epochs_of_a_resumed_run_open_no_more_and_more(mini):
+    loader = dataloader(mini, batch_size=24)
+    loader.load_state_dict(loader.state_dict())
+    list(loader)
+    before = held()
+    for _ in range(3):
+        assert len(list(loader)) == 30
+    assert nothing_more_than(before)
+
+
+def test_a_forked_child_does_not_take_the_memory_away(mini):
+    loader = dataloader(mini, batch_size=24)
+    child = os.fork()
+    if not child:
+        del loader
+        gc.collect()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert len(list(loader)) == 30

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+import weakref
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,16 @@ from torch import distributed
 
 from flan_moe.data.manifest import open_data_directory
 from flan_moe.data.rates import epoch_quotas, mixture_weights, proportional_rates, whole_shares
-from flan_moe.data.shared_memory import construction, discard_run_state, hold, reclaim
+from flan_moe.data.shared_memory import (
+    belongs,
+    construction,
+    discard_run_state,
+    hold,
+    reclaim,
+    recorded,
+    release,
+    release_prefix,
+)
 from flan_moe.data.task_table import TaskTable, read_task_table
 
 if TYPE_CHECKING:
@@ -71,16 +82,39 @@ class MixtureDataset(StreamingDataset):
             if distributed.is_available() and distributed.is_initialized():
                 distributed.barrier()  # nobody looks for a prefix before the leader has the lock
             # A cache limit would delete shards that exist nowhere else: streaming's #988.
-            super().__init__(streams=streams, cache_limit=None, **kwargs)
+            with recorded() as opened:
+                super().__init__(streams=streams, cache_limit=None, **kwargs)
+            prefix, held = self._shm_prefix_int, None
             if leader:
-                discard_run_state(self._shm_prefix_int)
-                self._hold = hold(self._shm_prefix_int)
+                discard_run_state(prefix)
+                held = hold(prefix)
         if ours:
             distributed.destroy_process_group()
+        self._blocks = [block for block in opened if belongs(block, prefix)]
+        release([block for block in opened if not belongs(block, prefix)])
+        finalizer = weakref.finalize(
+            self, release_prefix, prefix, self._blocks, held, owner=os.getpid()
+        )
+        finalizer.atexit = False  # what lives until then is left to streaming
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the hold on the shared memory to the process that took it."""
-        return {key: value for key, value in self.__dict__.items() if key != "_hold"}
+        """Leave the shared memory to the process that made it."""
+        return {key: value for key, value in self.__dict__.items() if key != "_blocks"}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """The samples of this rank and worker.
+
+        Where iteration is given up half-way, streaming's threads would wait for it, and keep the
+        dataset alive, until the process ends; here they are told.
+        """
+        mine = None
+        try:
+            for sample in super().__iter__():
+                mine = mine or self._iterator
+                yield sample
+        finally:
+            if mine is not None:
+                mine.non_blocking_exit()
 
     def quotas(self, stream_id: int, epoch: int) -> NDArray[np.int64]:
         """Samples of each task of one mixture in an epoch, (T,), in the order of its table."""
@@ -157,7 +191,16 @@ class MixtureDataset(StreamingDataset):
                 f"data state: {FINGERPRINT_KEY} is {saved!r}, but this mixture has "
                 f"{self.fingerprint!r}; a run resumes only on the same data, weights and epoch size"
             )
-        super().load_state_dict(obj)
+        with recorded() as opened:
+            super().load_state_dict(obj)
+        self._blocks += opened
+
+    def _resume(self, world: World, epoch: int) -> tuple[int, int]:
+        """Where to begin; called by streaming, which would keep a block open for every epoch."""
+        with recorded() as opened:
+            begin = super()._resume(world, epoch)
+        release(opened)
+        return begin
 
 
 def build_mixture_dataset(

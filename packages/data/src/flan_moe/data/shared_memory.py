@@ -10,7 +10,10 @@ leaves its prefix taken. Here
   lasts exactly as long as the process (and its workers) and is seen across containers that share
   ``/dev/shm``;
 * `reclaim` removes prefixes that name one of the given directories and that nobody holds. Others
-  are not touched, so it is safe beside running jobs: those hold theirs.
+  are not touched, so it is safe beside running jobs: those hold theirs;
+* `recorded` and `release` give back what a dataset that is gone had opened. Streaming keeps every
+  block until the process ends, a dozen descriptors per dataset and as many again for each dataset
+  that it looked past: at the usual limit of 1,024 open files a process could make a few dozen.
 
 Unlike ``streaming.base.util.clean_stale_shared_memory``, which removes everybody's. Where there is
 no ``/dev/shm`` (macOS), leftovers are left alone; a rerun starts regardless, on the next prefix.
@@ -18,15 +21,19 @@ no ``/dev/shm`` (macOS), leftovers are left alone; a rerun starts regardless, on
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import os
 import re
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from streaming.base.shared import SharedMemory
 
 SHM = Path("/dev/shm")
 LOCK_TIMEOUT_S = 300.0
@@ -82,6 +89,56 @@ def discard_run_state(prefix: int) -> None:
         (SHM / f"{prefix:06d}_{name}").unlink(missing_ok=True)
 
 
+@contextmanager
+def recorded() -> Iterator[list[SharedMemory]]:
+    """Collect the blocks that streaming opens in here, on this thread; it has no other handle."""
+    blocks: list[SharedMemory] = []
+    thread, original = threading.get_ident(), SharedMemory.__init__
+
+    def record(self: SharedMemory, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        if threading.get_ident() == thread:
+            blocks.append(self)
+
+    SharedMemory.__init__ = record
+    try:
+        yield blocks
+    finally:
+        SharedMemory.__init__ = original
+
+
+def release(blocks: list[SharedMemory]) -> None:
+    """Close blocks now rather than when the process ends; those made here cease to exist."""
+    while blocks:
+        block = blocks.pop()
+        atexit.unregister(block.cleanup)
+        block.cleanup()
+
+
+def belongs(block: SharedMemory, prefix: int) -> bool:
+    """Whether a block is of this prefix, and not one that a search for a free prefix looked at."""
+    return block.shm.name.lstrip("/").startswith(f"{prefix:06d}_")
+
+
+def release_prefix(
+    prefix: int, blocks: list[SharedMemory], held: BinaryIO | None, owner: int
+) -> None:
+    """Give back all that a dataset had; does nothing in a process that was forked from its own.
+
+    Args:
+        prefix: Of the dataset.
+        blocks: Its shared memory.
+        held: What `hold` returned; None in ranks that did not pick the prefix.
+        owner: The process that made the dataset.
+    """
+    if os.getpid() != owner:
+        return
+    release(blocks)
+    if held is not None:
+        _unlink_locks(prefix)
+        held.close()
+
+
 def reclaim(directories: Iterable[str]) -> list[int]:
     """Remove what killed runs left behind for these directories.
 
@@ -102,11 +159,16 @@ def reclaim(directories: Iterable[str]) -> list[int]:
             for leftover in SHM.glob(f"{prefix}_*"):
                 if leftover != file:
                     leftover.unlink(missing_ok=True)
-            for name in ("barrier", "cache"):
-                Path(tempfile.gettempdir(), f"{prefix}_{name}_filelock").unlink(missing_ok=True)
+            _unlink_locks(int(prefix))
             file.unlink(missing_ok=True)  # last: it is what keeps the prefix taken
             removed.append(int(prefix))
     return removed
+
+
+def _unlink_locks(prefix: int) -> None:
+    """Remove streaming's lock files; as long as they are there it takes the prefix for taken."""
+    for name in ("barrier", "cache"):
+        Path(tempfile.gettempdir(), f"{prefix:06d}_{name}_filelock").unlink(missing_ok=True)
 
 
 def _is_dead(file: Path, wanted: set[str]) -> bool:
