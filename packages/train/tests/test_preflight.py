@@ -1,6 +1,7 @@
 """Impossible recipes are refused before anything is written, at the line that makes them so."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -128,6 +129,30 @@ def test_a_fresh_network_depends_on_the_recipe_s_seed_alone(load):
 def test_what_does_not_fit_is_refused(load, override, message):
     error = refusal(load(override))
     assert error.startswith(f"override {override!r}: {message}"), error
+
+
+def test_examples_longer_than_a_row_are_announced_by_task(load, tmp_path):
+    roomy = load("data.input_length=256", "data.target_length=64")
+    assert check_recipe(roomy).data.cut_examples(roomy.recipe) is None
+    line = check_recipe(load()).data.cut_examples(load().recipe)
+    expected = (
+        r"examples longer than a row of 128 input and 48 target tokens are cut: "
+        r"cot/weekday \((49|5\d) target tokens\), .*muffin/dialog_order \(1[3-9]\d input tokens\).*"
+    )
+    assert re.fullmatch(expected, line), line
+    lines = []
+    with pytest.raises(RuntimeError, match="far enough"):
+        train(load(), tmp_path / "run", report=stop_at(line, lines))
+    assert lines == [f"tiny: {line}"], "before training, not after"
+
+
+def stop_at(text, lines):
+    def report(line):
+        lines.append(line)
+        if text in line:
+            raise RuntimeError("far enough")
+
+    return report
 
 
 def test_a_mixture_s_misspelling_is_recognised(load):

@@ -12,7 +12,7 @@ from flan_moe.train.interruption import INTERRUPTED, TrainingInterruptedError
 
 EXAMPLES = """\
 examples:
-  flan-moe-data mini mini-flan                             build the data that ships with flan-moe
+  flan-moe-data mini --out mini-flan                       build the data that ships with flan-moe
   flan-moe-train check mini_sparse data.path=mini-flan     is the recipe possible?
   flan-moe-train run mini_sparse data.path=mini-flan training.duration=20ba --out runs/first
   flan-moe-train export runs/first models/first            for AutoModelForSeq2SeqLM
@@ -132,6 +132,9 @@ def _check(options: argparse.Namespace) -> None:
     say(f"# parameters: {count.total:,} in all, {count.active:,} active per token")
     say(f"# forward pass: {flops.mean / 1e6:.1f} MFLOPs per token (mean of the two stacks)")
     say(f"# data: {plan.data.describe()}")
+    cut = plan.data.cut_examples(loaded.recipe)
+    if cut is not None:
+        say(f"# {cut}")
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -125,6 +125,31 @@ class DataFolder:
         chosen = recipe.data.mixtures
         return [m for m in self.manifest.splits["train"] if chosen is None or chosen.get(m)]
 
+    def cut_examples(self, recipe: Recipe) -> str | None:
+        """One line naming the tasks with examples longer than a row, which are cut; else None."""
+        from flan_moe.data import read_task_table
+
+        budgets = {
+            "input": recipe.data.input_length or self.manifest.max_input_tokens,
+            "target": recipe.data.target_length or self.manifest.max_target_tokens,
+        }
+        cut = []
+        for mixture in self.mixtures(recipe):
+            for task in read_task_table(self.path / "train" / mixture).tasks:
+                longest = {"input": task.max_input_tokens, "target": task.max_target_tokens}
+                cut += [
+                    f"{mixture}/{task.name} ({longest[side]:,} {side} tokens)"
+                    for side, budget in budgets.items()
+                    if longest[side] > budget
+                ]
+        if not cut:
+            return None
+        named = ", ".join(cut[:3]) + (f" and {len(cut) - 3} more" if len(cut) > 3 else "")
+        return (
+            f"examples longer than a row of {budgets['input']:,} input and {budgets['target']:,} "
+            f"target tokens are cut: {named}"
+        )
+
     def _weights(self, chosen: Mapping[str, float] | None) -> dict[str, float] | None:
         """Weights of all mixtures, 0 for those that are not chosen."""
         return chosen and {m: chosen.get(m, 0.0) for m in self.manifest.splits["train"]}

@@ -63,6 +63,9 @@ def train(
     checkpoint = folder.latest_checkpoint(warn=report)
     if checkpoint is not None:
         report(f"{folder.path}: continuing after batch {checkpoint[0]}")
+    cut = plan.data.cut_examples(loaded.recipe)
+    if cut is not None:
+        report(f"{loaded.recipe.name}: {cut}")
     with StopSignal() as stop:
         trainer = build_trainer(
             plan, folder, resume=checkpoint and checkpoint[1], stop=stop, report=report
