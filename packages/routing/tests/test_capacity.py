@@ -7,21 +7,47 @@ from hypothesis import strategies as st
 
 from flan_moe.routing import expert_capacity, fits_capacity
 
+RULES = {
+    "flaxformer": {"min_capacity": 4},
+    "mesh": {"min_capacity": 4, "rounding": "floor"},
+    "vmoe": {"rounding": "ceil", "multiple": 4},
+    "vmoe k=2": {"rounding": "ceil", "multiple": 4, "choices": 2},
+    "deepspeed": {"rounding": "ceil", "min_capacity": 8},
+    "deepspeed k=2": {"rounding": "ceil", "min_capacity": 8, "choices": 2},
+    "tutel": {"rounding": "per_choice_ceil"},
+    "tutel k=2": {"rounding": "per_choice_ceil", "choices": 2},
+    "megatron k=2": {"rounding": "ceil", "choices": 2},
+}
+
 
 @pytest.mark.parametrize(
-    ("factor", "tokens", "experts", "capacity"),
-    # What flaxformer computes, with its minimum of 4.
+    ("factor", "tokens", "experts", "capacities"),
+    # Measured with the implementations themselves, in the order of RULES.
     [
-        (1.25, 2048, 64, 40),
-        (1.25, 100, 8, 16),
-        (2.0, 100, 8, 25),
-        (1.0, 20, 8, 4),
-        (1.25, 10, 8, 4),
+        (1.25, 2048, 64, [40, 40, 40, 80, 40, 80, 40, 80, 80]),
+        (1.25, 100, 8, [16, 15, 16, 32, 16, 32, 16, 32, 32]),
+        (2.0, 100, 8, [25, 25, 28, 52, 25, 50, 26, 52, 50]),
+        (1.0, 20, 8, [4, 4, 4, 8, 8, 8, 3, 6, 5]),
+        (1.25, 10, 8, [4, 4, 4, 4, 8, 8, 2, 4, 4]),
     ],
 )
-def test_capacity_equals_flaxformer(factor, tokens, experts, capacity):
-    got = expert_capacity(factor, num_tokens=tokens, num_experts=experts, min_capacity=4)
-    assert got == capacity
+def test_capacity_follows_the_convention_of_each_implementation(
+    factor, tokens, experts, capacities
+):
+    computed = {
+        name: expert_capacity(factor, num_tokens=tokens, num_experts=experts, **rule)
+        for name, rule in RULES.items()
+    }
+    assert computed == dict(zip(RULES, capacities, strict=True))
+
+
+def test_unknown_rules_are_refused():
+    with pytest.raises(ValueError, match="rounding='up'"):
+        expert_capacity(1.0, num_tokens=4, num_experts=2, rounding="up")
+    with pytest.raises(ValueError, match="order='random'"):
+        fits_capacity(torch.zeros(2, 1), num_experts=2, capacity=1, order="random")
+    with pytest.raises(ValueError, match="order='gate' needs gate_TK"):
+        fits_capacity(torch.zeros(2, 1), num_experts=2, capacity=1, order="gate")
 
 
 def test_halves_round_to_even():

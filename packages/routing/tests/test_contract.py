@@ -66,7 +66,7 @@ def good_routing():
         ("row_token_R", [0, 0, 0, 1], "not strictly increasing within an expert"),
         ("row_token_R", [0, 4, 0, 1], r"tokens 0..4, outside 0..3"),
         ("row_token_R", [0, 2, 0], "row_weight_R has 4 entries, row_token_R 3"),
-        ("row_weight_R", torch.ones(4).double(), "row_weight_R must be torch.float32"),
+        ("row_weight_R", torch.ones(4).half(), "row_weight_R must be torch.float32"),
         ("row_weight_R", torch.tensor([1.0, float("nan"), 1, 1]), "not finite"),
         ("expert_offsets", [0, 2, 1, 4], "expert_offsets is not non-decreasing"),
         ("expert_offsets", [1, 2, 3, 4], r"expert_offsets\[0\] is 1"),

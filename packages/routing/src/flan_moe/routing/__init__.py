@@ -5,17 +5,23 @@ weight, plus auxiliary losses and statistics. Needs torch and nothing else.
 """
 
 from flan_moe.routing.__about__ import __version__
+from flan_moe.routing.balancing import RouterBalancer
 from flan_moe.routing.build import build_routing
 from flan_moe.routing.capacity import expert_capacity, fits_capacity
 from flan_moe.routing.config import ROUTER_NAMES, RouterConfig
 from flan_moe.routing.contract import Routing
-from flan_moe.routing.losses import balance_loss, z_loss
+from flan_moe.routing.losses import balance_loss, importance_loss, load_loss, z_loss
+from flan_moe.routing.presets import PRESETS, RouterPreset
+from flan_moe.routing.registry import register_router, router_names
 from flan_moe.routing.router import Router, build_router
 
 __all__ = [
+    "PRESETS",
     "ROUTER_NAMES",
     "Router",
+    "RouterBalancer",
     "RouterConfig",
+    "RouterPreset",
     "Routing",
     "__version__",
     "balance_loss",
@@ -23,5 +29,9 @@ __all__ = [
     "build_routing",
     "expert_capacity",
     "fits_capacity",
+    "importance_loss",
+    "load_loss",
+    "register_router",
+    "router_names",
     "z_loss",
 ]

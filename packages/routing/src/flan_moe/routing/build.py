@@ -41,14 +41,16 @@ def build_routing(
         losses: unweighted auxiliary losses, passed on.
         stats: detached measurements, passed on together with those of `load_statistics`.
         trim: whether R is the number of kept assignments, which the host must then wait for, or
-            N, a bound. None: trim on CPU, where there is nothing to wait for. Without trimming,
+            N, a bound. None: trim on CPU, where there is nothing to wait for, except while a graph
+            is captured by torch.compile. Without trimming,
             rows past ``expert_offsets[-1]`` have weight zero and a valid but meaningless token.
 
     Returns:
         The routing; it satisfies `Routing.validate` if no kept (token, expert) pair is repeated.
     """
     device = token_N.device
-    trim = device.type == "cpu" if trim is None else trim
+    if trim is None:
+        trim = device.type == "cpu" and not torch.compiler.is_compiling()
     # One integer orders the assignments; those not kept sort behind every expert.
     key_N = expert_N.long() * num_tokens + token_N
     if keep_N is not None:
@@ -78,5 +80,5 @@ def build_routing(
         token_offsets=token_offsets,
         token_row_R=token_row_R.int(),
         losses=dict(losses),
-        stats=load_statistics(expert_offsets, token_offsets) | dict(stats),
+        stats={**load_statistics(expert_offsets, token_offsets), **stats},
     )

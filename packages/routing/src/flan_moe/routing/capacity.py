@@ -1,54 +1,112 @@
-"""Capacity: how many tokens an expert takes, and which assignments fit.
+"""Capacity: how many assignments an expert takes, and which assignments fit.
 
-Shape suffixes: T tokens, K choices per token, N = T * K assignments.
+Shape suffixes: T tokens, K choices per token, N = T * K assignments, E experts.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
 
 def expert_capacity(
-    factor: float, *, num_tokens: int, num_experts: int, min_capacity: int = 0
+    factor: float,
+    *,
+    num_tokens: int,
+    num_experts: int,
+    choices: int = 1,
+    min_capacity: int = 0,
+    rounding: str = "round",
+    multiple: int = 1,
 ) -> int:
-    """Tokens per expert: ``max(round(factor * T / E), min_capacity)``, at most T.
-
-    This is the rule of flaxformer (``moe/moe_layers.py``), with Python's ``round``, which rounds
-    halves to even. Others differ by rounding: Mesh TensorFlow's Switch takes the floor, V-MoE and
-    DeepSpeed the ceiling. Like flaxformer and Mesh, and unlike V-MoE, DeepSpeed and Megatron, the
-    number of choices per token is *not* a factor: top-2 routing at factor 1.25 has room for 1.25
-    assignments per token.
-    """
-    wanted = round(factor * num_tokens / num_experts)
-    return min(max(wanted, min_capacity), num_tokens)
-
-
-def fits_capacity(expert_TK: Tensor, *, num_experts: int, capacity: int) -> Tensor:
-    """Which assignments find room when experts fill up in the order of the queue.
-
-    All first choices queue before all second choices, and so on; within one choice, tokens queue
-    from left to right (flaxformer's tokens-choose and Mesh TensorFlow's Switch, without batch
-    priority). An assignment of a token never depends on the first choices of later tokens, but a
-    second choice does queue behind the first choices of later tokens: with more than one choice,
-    only a capacity that does not bind keeps routing causal.
+    """Assignments per expert: ``factor * T * choices / E``, rounded and bounded, at most T.
 
     Args:
-        expert_TK: (T, K) chosen experts, best first; negative for no choice.
+        factor: the capacity factor.
+        num_tokens: T.
+        num_experts: E.
+        choices: 1 where the factor is per choice (flaxformer, Mesh TensorFlow: top-2 routing at
+            factor 1.25 has room for 1.25 assignments per token), k where it is for all of them
+            (V-MoE, DeepSpeed, Tutel, Megatron).
+        min_capacity: lower bound.
+        rounding: ``"round"``, halves to even (flaxformer); ``"floor"`` (Mesh TensorFlow);
+            ``"ceil"`` (V-MoE, DeepSpeed, Megatron); ``"per_choice_ceil"``,
+            ``choices * floor(factor * ceil(T / E))`` (Tutel, fairseq).
+        multiple: round up to a multiple (V-MoE: 4).
+    """
+    even = factor * num_tokens * choices / num_experts
+    match rounding:
+        case "round":
+            wanted = round(even)
+        case "floor":
+            wanted = math.floor(even)
+        case "ceil":
+            wanted = math.ceil(even)
+        case "per_choice_ceil":
+            wanted = choices * math.floor(factor * math.ceil(num_tokens / num_experts))
+        case _:
+            raise ValueError(f"rounding={rounding!r}: expected 'round', 'floor', 'ceil', ...")
+    bounded = max(wanted, min_capacity)
+    return min(-(-bounded // multiple) * multiple, num_tokens)
+
+
+def fits_capacity(
+    expert_TK: Tensor,
+    *,
+    num_experts: int,
+    capacity: int,
+    order: str = "choice",
+    gate_TK: Tensor | None = None,
+) -> Tensor:
+    """Which assignments find room when experts fill up in a given order.
+
+    Args:
+        expert_TK: (T, K) chosen experts, best first; negative for no assignment.
         num_experts: E.
         capacity: assignments that each expert takes.
+        order: ``"token"``: all choices of a token, then those of the next one; causal.
+            ``"choice"``: all first choices from left to right, then all second choices (Switch,
+            GShard, ST-MoE); under a binding capacity a second choice waits for later tokens.
+            ``"priority"``: the same, but tokens in descending order of their first gate
+            (batch-prioritised routing, V-MoE). ``"gate"``: assignments in descending order of
+            their own gate (DeepSpeed's and Megatron's ``probs``; Mesh's ``switch_max``). Equal
+            gates are served from left to right.
+        gate_TK: (T, K) gates, for the last two.
 
     Returns:
         (T, K) bool.
     """
     num_tokens, k = expert_TK.shape
-    queue_N = expert_TK.T.reshape(-1)  # choice-major: the order in which assignments are served
+    if order in ("priority", "gate") and gate_TK is None:
+        raise ValueError(f"order={order!r} needs gate_TK")
+    match order:
+        case "token":
+            return _has_room(expert_TK.reshape(-1), num_experts, capacity).view(num_tokens, k)
+        case "choice":
+            fits_N = _has_room(expert_TK.T.reshape(-1), num_experts, capacity)
+            return fits_N.view(k, num_tokens).T
+        case "priority":
+            turn_T = torch.argsort(gate_TK[:, 0], descending=True, stable=True)
+            queue_N = expert_TK.index_select(0, turn_T).T.reshape(-1)
+            fits_TK = _has_room(queue_N, num_experts, capacity).view(k, num_tokens).T
+            return torch.empty_like(fits_TK).index_copy_(0, turn_T, fits_TK)
+        case "gate":
+            turn_N = torch.argsort(gate_TK.reshape(-1), descending=True, stable=True)
+            queue_N = expert_TK.reshape(-1).index_select(0, turn_N)
+            fits_N = _has_room(queue_N, num_experts, capacity)
+            return torch.empty_like(fits_N).index_copy_(0, turn_N, fits_N).view(num_tokens, k)
+    raise ValueError(f"order={order!r}: expected 'token', 'choice', 'priority' or 'gate'")
+
+
+def _has_room(queue_N: Tensor, num_experts: int, capacity: int) -> Tensor:
+    """Which entries of a queue of experts are among the first ``capacity`` of their expert."""
     # Rank within an expert from one stable sort: no (N, E) running counts.
     sorted_N, order_N = torch.sort(queue_N, stable=True)
     experts_E = torch.arange(num_experts, device=queue_N.device, dtype=queue_N.dtype)
     start_E = torch.searchsorted(sorted_N, experts_E)
     position_N = torch.arange(queue_N.shape[0], device=queue_N.device)
     rank_N = position_N - start_E.index_select(0, sorted_N.clamp(min=0))
-    fits_N = torch.empty_like(queue_N, dtype=torch.bool)
-    fits_N[order_N] = (rank_N < capacity) & (sorted_N >= 0)
-    return fits_N.reshape(k, num_tokens).T
+    fits_N = (rank_N < capacity) & (sorted_N >= 0)
+    return torch.empty_like(fits_N).index_copy_(0, order_N, fits_N)

@@ -24,17 +24,19 @@ class Routing:
     Attributes:
         row_token_R: (R,) int32, the token that a row reads and contributes to. Rows are sorted by
             expert, then by token.
-        row_weight_R: (R,) float32, the combine weight, differentiable into the router.
+        row_weight_R: (R,) float32 (float64 for float64 tokens), the combine weight,
+            differentiable into the router.
         expert_offsets: (E+1,) int32; expert e owns rows ``[expert_offsets[e],
             expert_offsets[e+1])``.
         token_offsets: (T+1,) int32; token t owns entries ``[token_offsets[t],
             token_offsets[t+1])`` of ``token_row_R``.
         token_row_R: (R,) int32, the same rows grouped by token (and by expert within a token), so
             that combining is a gather and a sum in a fixed order.
-        losses: unweighted auxiliary losses, scalar float32, differentiable: ``balance``, ``z``.
+        losses: unweighted auxiliary losses, scalars, float32 (float64 for float64 tokens),
+            differentiable: ``balance``, ``z``.
         stats: detached float32 measurements: ``expert_load_E`` (kept rows per expert),
             ``dropped_fraction`` (fraction of tokens without a row), ``router_entropy`` (nats, mean
-            over tokens).
+            over tokens), ``choice_count_E`` (tokens that chose each expert, before capacity).
     """
 
     row_token_R: Tensor
@@ -112,16 +114,17 @@ class Routing:
         )
 
     def _validate_dtypes_and_shapes(self) -> None:
-        for name, dtype in (
-            ("row_token_R", torch.int32),
-            ("row_weight_R", torch.float32),
-            ("expert_offsets", torch.int32),
-            ("token_offsets", torch.int32),
-            ("token_row_R", torch.int32),
+        index = (torch.int32,)
+        for name, dtypes in (
+            ("row_token_R", index),
+            ("row_weight_R", (torch.float32, torch.float64)),
+            ("expert_offsets", index),
+            ("token_offsets", index),
+            ("token_row_R", index),
         ):
             tensor = getattr(self, name)
             _require(tensor.ndim == 1, f"{name} must be 1-D, not {tuple(tensor.shape)}")
-            _require(tensor.dtype == dtype, f"{name} must be {dtype}, not {tensor.dtype}")
+            _require(tensor.dtype in dtypes, f"{name} must be {dtypes[0]}, not {tensor.dtype}")
             _require(
                 tensor.device == self.row_token_R.device,
                 f"{name} is on {tensor.device}, row_token_R on {self.row_token_R.device}",
@@ -135,7 +138,7 @@ class Routing:
             _require(getattr(self, name).shape[0] > 0, f"{name} must have at least one entry")
         for name, loss in self.losses.items():
             _require(
-                loss.ndim == 0 and loss.dtype == torch.float32,
+                loss.ndim == 0 and loss.dtype in (torch.float32, torch.float64),
                 f"losses[{name!r}] must be a float32 scalar, not {loss.dtype} of shape "
                 f"{tuple(loss.shape)}",
             )

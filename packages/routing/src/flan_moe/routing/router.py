@@ -1,10 +1,12 @@
-"""`Router`: score, select, fit into capacity, weigh, measure; and its construction.
+"""`Router`: the module that chooses experts for tokens.
 
 Shape suffixes: T tokens, D model width, E experts, K choices per token, C tokens per expert,
-N assignments.
+N assignments, V vocabulary.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -13,34 +15,60 @@ from flan_moe.routing.build import build_routing
 from flan_moe.routing.capacity import expert_capacity, fits_capacity
 from flan_moe.routing.config import RouterConfig
 from flan_moe.routing.contract import Routing
-from flan_moe.routing.losses import balance_loss, z_loss
-from flan_moe.routing.score import router_logits
-from flan_moe.routing.select import preferred_experts, preferred_tokens
+from flan_moe.routing.inputs import check_finite, check_inputs
+from flan_moe.routing.losses import (
+    balance_loss,
+    choice_counts,
+    importance_loss,
+    load_loss,
+    z_loss,
+)
+from flan_moe.routing.quantile import BIAS_HISTOGRAM, bias_histogram
+from flan_moe.routing.registry import find_router
+from flan_moe.routing.score import expert_probabilities, expert_scores, noisy, router_logits
+from flan_moe.routing.second_expert import sampled_second, second_takes_part
+from flan_moe.routing.select import (
+    hashed_experts,
+    preferred_experts,
+    preferred_tokens,
+    round_robin,
+    within_best_groups,
+)
 from flan_moe.routing.statistics import router_entropy
 from flan_moe.routing.weigh import expert_choice_weights, token_choice_weights
 
 
 class Router(nn.Module):
-    """A learned router: one linear map to expert logits, and the rules of its `RouterConfig`.
+    """One linear map to expert logits, and the rules of its `RouterConfig`.
 
-    ``"switch"`` and ``"top_k"`` let tokens choose: weights are the raw softmax probabilities
-    unless ``normalize_weights``, all first choices are served before all second choices, each
-    from left to right, and assignments beyond the capacity are dropped. ``"expert_choice"`` lets
-    each expert take the tokens with the highest probability for it; a token gets between 0 and E
-    experts, load is balanced by construction and the balance loss is the constant 0.
+    The way of a token: `score` -> `select` (and `second_expert`) -> fit into `capacity` -> `weigh`
+    -> measure `losses` -> `build` the `Routing`; each stage is a file of pure functions by that
+    name. A subclass can replace `select_experts`; see `register_router`.
 
-    The keys of ``losses`` and ``stats`` are the same for every router (see `Routing`).
+    ``losses`` has ``balance`` and ``z`` for every router, and the ``extra_losses`` of its config;
+    ``stats`` always has the keys of `Routing`.
 
     Args:
         config: the router's options.
         d_model: D, the width of a token.
         device: where to make the parameter.
-        dtype: of the parameter; the maths is float32 in any case.
+        dtype: of the parameter; the maths is float32 in any case, float64 for float64 tokens.
 
     Attributes:
-        weight: (E, D) parameter, initialised from N(0, 0.02), as in flaxformer.
+        weight: (E, D) parameter, initialised from N(0, 0.02), as in flaxformer; None for a router
+            that learns nothing (see `RouterConfig.is_learned`).
+        selection_bias_E: (E,) float32 buffer, or None; updated by `RouterBalancer`.
+        token_expert_VK: (V, K) buffer, the experts of each token id, or None; for hash routing.
         config: the options.
+
+    Raises:
+        ValueError: for hash routing without ``vocab_size``.
     """
+
+    weight: nn.Parameter | None
+    selection_bias_E: Tensor | None
+    token_expert_VK: Tensor | None
+    step_load_E: Tensor | None
 
     def __init__(
         self,
@@ -52,62 +80,133 @@ class Router(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.weight = nn.Parameter(
-            torch.empty(config.num_experts, d_model, device=device, dtype=dtype)
-        )
+        self.d_model = d_model
+        self.reduce_load: Callable[[Tensor], Tensor] | None = None
+        experts = config.num_experts
+        weight = None
+        if config.is_learned:
+            weight = nn.Parameter(torch.empty(experts, d_model, device=device, dtype=dtype))
+        self.register_parameter("weight", weight)
+        bias = table = load = None
+        if config.bias_update is not None:
+            bias = torch.zeros(experts, dtype=torch.float32, device=device)
+        if config.selection == "hash":
+            table = _hash_table(config).to(torch.int32)
+            table = table if device is None else table.to(device)
+        if config.balance_scope == "global":
+            load = torch.zeros(experts, dtype=torch.float32, device=device)
+        self.register_buffer("selection_bias_E", bias)
+        self.register_buffer("token_expert_VK", table)
+        self.register_buffer("step_load_E", load, persistent=False)  # zero between steps
         self.reset_parameters()
 
     def reset_parameters(self, init_factor: float = 1.0) -> None:
         """Draw the weight from N(0, 0.02 * init_factor)."""
-        nn.init.normal_(self.weight, mean=0.0, std=0.02 * init_factor)
+        if self.weight is not None:
+            nn.init.normal_(self.weight, mean=0.0, std=0.02 * init_factor)
+
+    @property
+    def num_experts(self) -> int:
+        """E."""
+        return self.config.num_experts
 
     @property
     def is_causal(self) -> bool:
-        """False if a token's routing looks at later tokens whatever the capacity."""
+        """See `RouterConfig.is_causal`."""
         return self.config.is_causal
+
+    @property
+    def needs_balancer(self) -> bool:
+        """Whether a `RouterBalancer` has something to do for it."""
+        return self.selection_bias_E is not None or self.step_load_E is not None
 
     def forward(
         self,
         x_TD: Tensor,
         *,
         sequence_T: Tensor | None = None,
+        token_id_T: Tensor | None = None,
         forced_experts: Tensor | None = None,
     ) -> Routing:
         """Route flat, padding-free tokens.
 
         Args:
             x_TD: (T, D) tokens, any floating dtype; T may be 0. Never written to.
-            sequence_T: (T,) sequence ids. Part of the interface for conventions that count per
-                sequence; the routers of this version treat all T tokens as one group, so only
-                its shape is looked at.
+            sequence_T: (T,) sequence ids in [0, T), for a balance loss per sequence; without them
+                all tokens count as one sequence.
+            token_id_T: (T,) vocabulary ids, which hash routing needs and others ignore.
             forced_experts: (T, K) integer. Use these experts, with weights and gradients from
-                the live logits, instead of selecting (router replay). Capacity does not apply;
-                a negative entry is no expert; entries of one token must differ.
+                the live logits, instead of selecting (router replay). Capacity and second-expert
+                policies do not apply; a negative entry is no expert; entries of one token must
+                differ. Weights that sum to one do so over the given experts.
 
         Returns:
             The routing, with unweighted losses and statistics.
 
         Raises:
-            ValueError: if a shape or, on CPU, a forced expert does not fit.
+            ValueError: if a shape or dtype or, on CPU, a forced expert or token id does not fit,
+                or with ``check_finite`` a logit is not finite.
         """
-        self._check_inputs(x_TD, sequence_T, forced_experts)
-        logits_TE = router_logits(
-            x_TD, self.weight, jitter=self.config.jitter if self.training else 0.0
-        )
+        check_inputs(self, x_TD, sequence_T, token_id_T, forced_experts)
+        config = self.config
+        logits_TE = self.logits(x_TD)
+        if config.check_finite:
+            check_finite(logits_TE)
+        chosen_by_TE = logits_TE
+        if self.training and config.noise > 0.0:
+            chosen_by_TE = noisy(logits_TE, config.noise)
+        scores_TE = expert_scores(chosen_by_TE, config.score)
         if forced_experts is not None:
-            return self._tokens_choose(logits_TE, forced_experts.long(), capacity=None)
-        capacity = self.capacity(x_TD.shape[0])
-        if self.config.name == "expert_choice":
-            assert capacity is not None  # RouterConfig refuses expert choice without a factor
-            return self._experts_choose(logits_TE, capacity)
-        expert_TK = preferred_experts(logits_TE.detach(), self.config.top_k)
-        return self._tokens_choose(logits_TE, expert_TK, capacity=capacity)
+            expert_TK = forced_experts.long()
+            weight_TK = self._weights(chosen_by_TE, scores_TE, expert_TK, expert_TK >= 0)
+            fields = _assignments(expert_TK, weight_TK, expert_TK >= 0)
+        elif config.selection == "expert_choice":
+            expert_TK = None
+            fields = self._experts_choose(chosen_by_TE, scores_TE)
+        else:
+            expert_TK = self.select_experts(scores_TE.detach(), chosen_by_TE.detach(), token_id_T)
+            fields = self._tokens_choose(chosen_by_TE, scores_TE, expert_TK)
+        return build_routing(
+            **fields,
+            num_tokens=logits_TE.shape[0],
+            num_experts=config.num_experts,
+            losses=self._losses(logits_TE, chosen_by_TE, scores_TE, expert_TK, sequence_T),
+            stats=self._stats(logits_TE, scores_TE, expert_TK, fields["expert_N"]),
+        )
+
+    def logits(self, x_TD: Tensor) -> Tensor:
+        """(T, E) logits, float32 or float64; zeros where nothing is learned."""
+        if self.weight is None:
+            dtype = torch.promote_types(x_TD.dtype, torch.float32)
+            return x_TD.new_zeros((x_TD.shape[0], self.num_experts), dtype=dtype)
+        return router_logits(x_TD, self.weight, jitter=self.config.jitter if self.training else 0.0)
+
+    def select_experts(
+        self, scores_TE: Tensor, logits_TE: Tensor, token_id_T: Tensor | None
+    ) -> Tensor:
+        """The experts that each token chooses, (T, K) int64, best first; carries no gradient."""
+        config = self.config
+        if config.selection == "hash":
+            return self.token_expert_VK.index_select(0, token_id_T).long()
+        if config.selection == "uniform":
+            return round_robin(
+                scores_TE.shape[0], config.num_experts, config.top_k, device=scores_TE.device
+            )
+        if self.selection_bias_E is not None:
+            scores_TE = scores_TE + self.selection_bias_E
+        if config.top_groups < config.num_groups:
+            scores_TE = within_best_groups(
+                scores_TE, num_groups=config.num_groups, top_groups=config.top_groups
+            )
+        if self._second_expert == "sampling":
+            return sampled_second(scores_TE, logits_TE)
+        return preferred_experts(scores_TE, config.top_k)
 
     def capacity(self, num_tokens: int) -> int | None:
         """Tokens per expert for ``num_tokens`` tokens in the current mode; None for no limit."""
         config = self.config
         factor = config.capacity_factor if self.training else config.eval_capacity_factor
-        if factor is None and config.name == "expert_choice":
+        if factor is None and config.selection == "expert_choice":
             factor = config.capacity_factor
         if factor is None:
             return None
@@ -115,105 +214,151 @@ class Router(nn.Module):
             factor,
             num_tokens=num_tokens,
             num_experts=config.num_experts,
+            choices=config.top_k if config.capacity_per == "total" else 1,
             min_capacity=config.min_capacity,
+            rounding=config.capacity_rounding,
+            multiple=config.capacity_multiple,
         )
 
     def extra_repr(self) -> str:
         """The config and width, for ``print(model)``."""
-        return f"{self.config}, d_model={self.weight.shape[1]}"
+        return f"{self.config}, d_model={self.d_model}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        # Steps of 1e-3 vanish in a bfloat16 bias: casting the model leaves the buffers in float32.
+        names = ("selection_bias_E", "step_load_E")
+        before = {name: getattr(self, name) for name in names}
+        super()._apply(fn, recurse)
+        for name, value in before.items():
+            after = getattr(self, name)
+            if after is not None and after.dtype != value.dtype:
+                setattr(self, name, value.to(after.device))
+        return self
+
+    @property
+    def _second_expert(self) -> str:
+        return self.config.second_expert if self.training else self.config.eval_second_expert
 
     def _tokens_choose(
-        self, logits_TE: Tensor, expert_TK: Tensor, *, capacity: int | None
-    ) -> Routing:
-        num_tokens, k = expert_TK.shape
-        weight_TK = token_choice_weights(
-            logits_TE, expert_TK, normalize=self.config.normalize_weights
-        )
+        self, logits_TE: Tensor, scores_TE: Tensor, expert_TK: Tensor
+    ) -> dict[str, Tensor]:
+        config = self.config
+        wanted_TK = self._wanted(scores_TE.detach(), expert_TK)
+        capacity = self.capacity(scores_TE.shape[0])
         if capacity is None:
-            keep_TK = expert_TK >= 0
+            keep_TK = wanted_TK
         else:
+            gates = config.drop_order in ("priority", "gate")
             keep_TK = fits_capacity(
-                expert_TK, num_experts=self.config.num_experts, capacity=capacity
+                torch.where(wanted_TK, expert_TK, -1),
+                num_experts=config.num_experts,
+                capacity=capacity,
+                order=config.drop_order,
+                gate_TK=scores_TE.detach().gather(-1, expert_TK) if gates else None,
             )
-        token_T = torch.arange(num_tokens, device=logits_TE.device)
-        return self._routing(
-            logits_TE,
-            token_N=token_T.repeat_interleave(k),
-            expert_N=expert_TK.reshape(-1),
-            weight_N=weight_TK.reshape(-1),
-            keep_N=keep_TK.reshape(-1),
-            balance=balance_loss(logits_TE.softmax(dim=-1), expert_TK),
-        )
+        over_TK = keep_TK if config.renormalise == "after_drop" else expert_TK >= 0
+        weight_TK = self._weights(logits_TE, scores_TE, expert_TK, over_TK)
+        return _assignments(expert_TK, weight_TK, keep_TK)
 
-    def _experts_choose(self, logits_TE: Tensor, capacity: int) -> Routing:
-        token_EC = preferred_tokens(logits_TE.detach().softmax(dim=-1), capacity)
+    def _wanted(self, scores_TE: Tensor, expert_TK: Tensor) -> Tensor:
+        """Which choices take part at all, (T, K) bool."""
+        wanted_TK = expert_TK >= 0
+        if self._second_expert in ("threshold", "random"):
+            gate_TK = scores_TE.gather(-1, expert_TK)
+            share_T = gate_TK[:, 1] / gate_TK.sum(dim=-1).clamp(min=1e-9)
+            second_T = second_takes_part(share_T, self._second_expert, self.config.second_threshold)
+            wanted_TK = torch.stack([wanted_TK[:, 0], wanted_TK[:, 1] & second_T], dim=-1)
+        return wanted_TK
+
+    def _weights(
+        self, logits_TE: Tensor, scores_TE: Tensor, expert_TK: Tensor, over_TK: Tensor
+    ) -> Tensor:
+        config = self.config
+        if config.weights == "uniform":
+            weight_TK = torch.full_like(expert_TK, 1.0 / config.top_k, dtype=logits_TE.dtype)
+        else:
+            weight_TK = token_choice_weights(
+                logits_TE,
+                scores_TE,
+                expert_TK,
+                score=config.score,
+                over_TK=None if config.renormalise == "never" else over_TK,
+            )
+        return weight_TK if config.weight_scale == 1.0 else weight_TK * config.weight_scale
+
+    def _experts_choose(self, logits_TE: Tensor, scores_TE: Tensor) -> dict[str, Tensor]:
+        config = self.config
+        capacity = self.capacity(scores_TE.shape[0])
+        assert capacity is not None  # RouterConfig refuses expert choice without a factor
+        token_EC = preferred_tokens(scores_TE.detach(), capacity)
         weight_EC = expert_choice_weights(
-            logits_TE, token_EC, normalize=self.config.normalize_weights
-        )
-        expert_E = torch.arange(self.config.num_experts, device=logits_TE.device)
-        return self._routing(
             logits_TE,
-            token_N=token_EC.reshape(-1),
-            expert_N=expert_E.repeat_interleave(capacity),
-            weight_N=weight_EC.reshape(-1),
-            keep_N=None,
-            balance=logits_TE.new_zeros(()),
+            scores_TE,
+            token_EC,
+            score=config.score,
+            renormalise=config.renormalise != "never",
         )
+        expert_E = torch.arange(config.num_experts, device=scores_TE.device)
+        return {
+            "token_N": token_EC.reshape(-1),
+            "expert_N": expert_E.repeat_interleave(capacity),
+            "weight_N": weight_EC.reshape(-1) * config.weight_scale,
+        }
 
-    def _routing(
+    def _losses(
         self,
         logits_TE: Tensor,
-        *,
-        token_N: Tensor,
-        expert_N: Tensor,
-        weight_N: Tensor,
-        keep_N: Tensor | None,
-        balance: Tensor,
-    ) -> Routing:
-        return build_routing(
-            token_N=token_N,
-            expert_N=expert_N,
-            weight_N=weight_N,
-            keep_N=keep_N,
-            num_tokens=logits_TE.shape[0],
-            num_experts=logits_TE.shape[1],
-            losses={"balance": balance, "z": z_loss(logits_TE)},
-            stats={"router_entropy": router_entropy(logits_TE)},
-        )
+        chosen_by_TE: Tensor,
+        scores_TE: Tensor,
+        expert_TK: Tensor | None,
+        sequence_T: Tensor | None,
+    ) -> dict[str, Tensor]:
+        config = self.config
+        probs_TE = expert_probabilities(chosen_by_TE, scores_TE, config.score)
+        balance = probs_TE.new_zeros(())
+        if expert_TK is not None:
+            counted_TK = expert_TK[:, :1] if config.balance_count == "first_choice" else expert_TK
+            balance = balance_loss(
+                probs_TE,
+                counted_TK,
+                normalisation=config.balance_normalisation,
+                sequence_T=sequence_T if config.balance_scope == "sequence" else None,
+                load_E=self._global_load(counted_TK),
+            )
+        losses = {"balance": balance, "z": z_loss(logits_TE)}
+        if "importance" in config.extra_losses:
+            losses["importance"] = importance_loss(probs_TE)
+        if "load" in config.extra_losses:
+            losses["load"] = (
+                load_loss(logits_TE, chosen_by_TE, config.noise, k=config.top_k)
+                if self.training
+                else logits_TE.new_zeros(())
+            )
+        return losses
 
-    def _check_inputs(
-        self, x_TD: Tensor, sequence_T: Tensor | None, forced_experts: Tensor | None
-    ) -> None:
-        num_experts, d_model = self.weight.shape
-        if x_TD.ndim != 2 or x_TD.shape[1] != d_model:
-            raise ValueError(
-                f"router input has shape {tuple(x_TD.shape)}; expected (tokens, {d_model})"
+    def _global_load(self, expert_TK: Tensor) -> Tensor | None:
+        """Assignments of each expert in the step so far, these included; None for this call's."""
+        if self.step_load_E is None or not self.training:
+            return None
+        load_E = choice_counts(expert_TK, self.num_experts)
+        if self.reduce_load is not None:
+            load_E = self.reduce_load(load_E)
+        return self.step_load_E + load_E
+
+    @torch.no_grad()
+    def _stats(
+        self, logits_TE: Tensor, scores_TE: Tensor, expert_TK: Tensor | None, expert_N: Tensor
+    ) -> dict[str, Tensor]:
+        chosen = expert_N[:, None] if expert_TK is None else expert_TK
+        stats = {
+            "router_entropy": router_entropy(logits_TE),
+            "choice_count_E": choice_counts(chosen, self.num_experts),
+        }
+        if self.config.bias_update == "quantile" and self.training:
+            stats[BIAS_HISTOGRAM] = bias_histogram(
+                scores_TE.float(), self.selection_bias_E, k=self.config.top_k
             )
-        if sequence_T is not None and sequence_T.shape != x_TD.shape[:1]:
-            raise ValueError(
-                f"sequence_T has shape {tuple(sequence_T.shape)}; expected ({x_TD.shape[0]},)"
-            )
-        if forced_experts is None:
-            return
-        if forced_experts.ndim != 2 or forced_experts.shape[0] != x_TD.shape[0]:
-            raise ValueError(
-                f"forced_experts has shape {tuple(forced_experts.shape)}; expected "
-                f"({x_TD.shape[0]}, experts per token)"
-            )
-        if forced_experts.is_floating_point() or forced_experts.dtype == torch.bool:
-            raise ValueError(f"forced_experts is {forced_experts.dtype}; expected an integer dtype")
-        if forced_experts.device.type == "cpu" and forced_experts.numel():
-            highest = int(forced_experts.max())
-            if highest >= num_experts:
-                raise ValueError(f"forced_experts names expert {highest}; there are {num_experts}")
-            sorted_TK = forced_experts.sort(dim=-1).values
-            repeated = (sorted_TK[:, 1:] == sorted_TK[:, :-1]) & (sorted_TK[:, 1:] >= 0)
-            if bool(repeated.any()):
-                token = int(repeated.any(dim=-1).nonzero()[0])
-                raise ValueError(
-                    f"forced_experts names an expert twice for token {token}: "
-                    f"{forced_experts[token].tolist()}"
-                )
+        return stats
 
 
 def build_router(
@@ -224,4 +369,27 @@ def build_router(
     dtype: torch.dtype | None = None,
 ) -> Router:
     """Make the router that ``config`` names, for tokens of width ``d_model``."""
-    return Router(config, d_model, device=device, dtype=dtype)
+    kind = find_router(config.name).router or Router
+    return kind(config, d_model, device=device, dtype=dtype)
+
+
+def _assignments(expert_TK: Tensor, weight_TK: Tensor, keep_TK: Tensor) -> dict[str, Tensor]:
+    num_tokens, k = expert_TK.shape
+    token_T = torch.arange(num_tokens, device=expert_TK.device)
+    return {
+        "token_N": token_T.repeat_interleave(k),
+        "expert_N": expert_TK.reshape(-1),
+        "weight_N": weight_TK.reshape(-1),
+        "keep_N": keep_TK.reshape(-1),
+    }
+
+
+def _hash_table(config: RouterConfig) -> Tensor:
+    if config.vocab_size is None:
+        raise ValueError("router option vocab_size=None: expected a number for hash routing")
+    return hashed_experts(
+        vocab_size=config.vocab_size,
+        num_experts=config.num_experts,
+        k=config.top_k,
+        seed=config.hash_seed,
+    )

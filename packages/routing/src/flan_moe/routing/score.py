@@ -1,4 +1,4 @@
-"""Router scores: float32 logits, and the multiplicative input jitter.
+"""Scores: from hidden states to what each expert is worth to each token, in float32.
 
 Shape suffixes: T tokens, D model width, E experts.
 """
@@ -20,7 +20,7 @@ def jittered(x_TD: Tensor, epsilon: float) -> Tensor:
 
 
 def router_logits(x_TD: Tensor, weight_ED: Tensor, *, jitter: float = 0.0) -> Tensor:
-    """Logits of every expert for every token, in float32 whatever the inputs' dtypes.
+    """Logits of every expert for every token, in float32 whatever narrower dtype the inputs have.
 
     Args:
         x_TD: (T, D) tokens, any floating dtype.
@@ -28,11 +28,54 @@ def router_logits(x_TD: Tensor, weight_ED: Tensor, *, jitter: float = 0.0) -> Te
         jitter: amplitude of the input noise; 0 for none.
 
     Returns:
-        (T, E) float32. Autocast is suspended: selecting experts is a discrete choice that
-        bfloat16 rounding changes (ST-MoE, Zoph et al. 2022, section 3.4).
+        (T, E) float32 (float64 if tokens or weight are). Autocast is suspended: selecting experts
+        is a discrete choice that bfloat16 rounding changes (ST-MoE, Zoph et al. 2022, section 3.4).
     """
+    dtype = torch.promote_types(torch.promote_types(x_TD.dtype, weight_ED.dtype), torch.float32)
     with torch.autocast(device_type=x_TD.device.type, enabled=False):
-        x_TD = x_TD.float()
+        x_TD = x_TD.to(dtype)
         if jitter > 0.0:
             x_TD = jittered(x_TD, jitter)
-        return F.linear(x_TD, weight_ED.float())
+        return F.linear(x_TD, weight_ED.to(dtype))
+
+
+def noisy(logits_TE: Tensor, std: float) -> Tensor:
+    """Logits with Gaussian noise of a standard deviation added (V-MoE, Riquelme et al. 2021)."""
+    return logits_TE + std * torch.randn_like(logits_TE)
+
+
+def expert_scores(logits_TE: Tensor, score: str) -> Tensor:
+    """What each expert is worth to each token: what selection compares and weights are made of.
+
+    Args:
+        logits_TE: (T, E).
+        score: ``"softmax"``; ``"sigmoid"`` (DeepSeek-V3); ``"sqrt_softplus"`` (DeepSeek-V4); or
+            ``"top_k_softmax"``, whose scores are the logits themselves, because its softmax comes
+            after the selection (gpt-oss).
+
+    Returns:
+        (T, E) in the dtype of the logits.
+    """
+    match score:
+        case "softmax":
+            return logits_TE.softmax(dim=-1)
+        case "sigmoid":
+            return logits_TE.sigmoid()
+        case "sqrt_softplus":
+            # Bounded below: where softplus underflows, the root's slope times zero would be NaN.
+            tiny = torch.finfo(logits_TE.dtype).tiny
+            return F.softplus(logits_TE).clamp(min=tiny).sqrt()
+        case "top_k_softmax":
+            return logits_TE
+    raise ValueError(f"score={score!r}: expected 'softmax', 'sigmoid', ... (see RouterConfig)")
+
+
+def expert_probabilities(logits_TE: Tensor, scores_TE: Tensor, score: str) -> Tensor:
+    """Scores as probabilities over the experts: what the balance loss pushes towards uniform.
+
+    The softmax; for sigmoid and sqrt-softplus the scores divided by their sum over all experts
+    (DeepSeek-V3, equation 19).
+    """
+    if score in ("sigmoid", "sqrt_softplus"):
+        return scores_TE / (scores_TE.sum(dim=-1, keepdim=True) + 1e-20)
+    return scores_TE if score == "softmax" else logits_TE.softmax(dim=-1)

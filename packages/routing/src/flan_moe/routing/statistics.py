@@ -30,9 +30,10 @@ def load_statistics(expert_offsets: Tensor, token_offsets: Tensor) -> dict[str, 
 
 @torch.no_grad()
 def router_entropy(logits_TE: Tensor) -> Tensor:
-    """Mean over tokens of the entropy of the router's softmax, in nats; 0 for no tokens.
+    """Mean over tokens of the entropy of the softmax of the logits, in nats; 0 for no tokens.
 
     ln E when the router is undecided, 0 when it is certain.
     """
     log_prob_TE = logits_TE.log_softmax(dim=-1)
-    return (log_prob_TE.exp() * -log_prob_TE).sum() / max(logits_TE.shape[0], 1)
+    entropy = (log_prob_TE.exp() * -log_prob_TE).sum() / max(logits_TE.shape[0], 1)
+    return entropy.float()
