@@ -158,7 +158,7 @@ def expert_vocabulary_specialisation(
     occurrences_V = _histogram(token_id_T.long(), token_id_T >= 0, vocab_size)
     best_V = table_VE.argmax(dim=-1)  # documented to return the first maximum
     share_V = table_VE.gather(-1, best_V.unsqueeze(-1)).squeeze(-1).double()
-    owned_V = ((occurrences_V >= max(min_occurrences, 1)) & (share_V > 0)).double()
+    owned_V = ((occurrences_V >= min_occurrences) & (share_V > 0)).double()
     total_E = share_V.new_zeros(num_experts).scatter_add_(0, best_V, share_V * owned_V)
     ids_E = share_V.new_zeros(num_experts).scatter_add_(0, best_V, owned_V)
     return (total_E / ids_E.clamp(min=1)).float()
