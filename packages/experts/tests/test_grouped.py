@@ -195,7 +195,7 @@ def test_equal_experts_with_weights_that_sum_to_one_are_one_dense_layer():
     wi_1DH, wo_1FD = (w[:1] for w in make_weights("geglu"))
     weights = ExpertWeights(wi_1DH.expand(EXPERTS, -1, -1), wo_1FD.expand(EXPERTS, -1, -1))
     config = RouterConfig(
-        name="top_k", num_experts=EXPERTS, top_k=2, capacity_factor=None, normalize_weights=True
+        name="top_k", num_experts=EXPERTS, top_k=2, capacity_factor=None, renormalise="before_drop"
     )
     y_TD = expert_ffn(x_TD, make_routing(config, x_TD), weights, activation="geglu")
     dense_TD = ACTIVATIONS["geglu"].forward(x_TD @ wi_1DH[0]) @ wo_1FD[0]

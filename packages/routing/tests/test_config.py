@@ -52,6 +52,7 @@ from flan_moe.routing import PRESETS, ROUTER_NAMES, RouterConfig
         ({"extra_losses": ["variety"]}, "extra_losses=.'variety'.: expected some of importance"),
         ({"extra_losses": "load"}, "extra_losses='load'"),
         ({"extra_losses": ["load"]}, "extra_losses=.*noise above 0"),
+        ({"name": "st_moe", "balance_scope": "global"}, "balance_count='first_choice'"),
         ({"check_finite": 1}, "check_finite=1.*true or false"),
         ({"extra": {"depth": 3}}, "extra={'depth': 3}: expected nothing"),
         ({"extra": None}, "extra=None: expected a mapping"),

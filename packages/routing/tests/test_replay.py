@@ -80,7 +80,10 @@ def same(left, right):
 CASES = [
     ("switch", {"capacity_factor": 0.7, "min_capacity": 1}),
     ("top_k", {"capacity_factor": 0.9, "min_capacity": 1}),
-    ("top_k", {"top_k": 3, "num_experts": 7, "normalize_weights": True, "capacity_factor": None}),
+    (
+        "top_k",
+        {"top_k": 3, "num_experts": 7, "renormalise": "before_drop", "capacity_factor": None},
+    ),
     ("expert_choice", {"capacity_factor": 1.0, "min_capacity": 1}),
 ]
 
@@ -98,7 +101,7 @@ def test_a_replay_is_the_recorded_pass_to_the_last_bit(name, options):
 
 def test_renormalised_expert_choice_replays_up_to_rounding():
     # Expert choice normalises over a row of E, forced experts over a row of K: other sums.
-    model = make_model("expert_choice", capacity_factor=2.0, normalize_weights=True)
+    model = make_model("expert_choice", capacity_factor=2.0, renormalise="before_drop")
     with record_routing(model) as recording:
         recorded = run(model, batch())
     with replay_routing(model, recording):

@@ -120,7 +120,7 @@ class SparseFeedForward(nn.Module):
 
     def __init__(self, router: Router, experts: Experts) -> None:
         super().__init__()
-        routed = tuple(router.weight.shape)
+        routed = (router.num_experts, router.d_model)
         if routed != (experts.num_experts, experts.d_model):
             raise ValueError(
                 f"the router is for {routed[0]} experts of width {routed[1]}, the experts are "
@@ -134,6 +134,7 @@ class SparseFeedForward(nn.Module):
         x_TD: Tensor,
         *,
         sequence_T: Tensor | None = None,
+        token_id_T: Tensor | None = None,
         forced_experts: Tensor | None = None,
     ) -> tuple[Tensor, Routing]:
         """Route flat tokens and run their experts.
@@ -141,11 +142,14 @@ class SparseFeedForward(nn.Module):
         Args:
             x_TD: (T, D) tokens without padding.
             sequence_T: (T,) sequence ids, for the router.
+            token_id_T: (T,) vocabulary ids, for a hash router.
             forced_experts: (T, K) experts to use instead of selecting, for the router.
 
         Returns:
             (T, D) outputs, zero for tokens that no expert took, and the routing with its
             auxiliary losses and statistics.
         """
-        routing = self.router(x_TD, sequence_T=sequence_T, forced_experts=forced_experts)
+        routing = self.router(
+            x_TD, sequence_T=sequence_T, token_id_T=token_id_T, forced_experts=forced_experts
+        )
         return self.experts(x_TD, routing), routing

@@ -65,7 +65,7 @@ def experts_per_token(router: RouterConfig) -> float:
 
     With expert choice each of E experts takes ``capacity_factor * T / E`` of T tokens.
     """
-    if router.name == "expert_choice":
+    if router.selection == "expert_choice":
         assert router.capacity_factor is not None  # RouterConfig refuses it
         return min(router.capacity_factor, router.num_experts)
     return router.top_k
@@ -85,7 +85,7 @@ def count_parameters(config: FlanMoEConfig) -> ParameterCount:
     idle = 0.0
     for module in model.modules():
         if isinstance(module, SparseFeedForward):
-            router += module.router.weight.numel()
+            router += sum(parameter.numel() for parameter in module.router.parameters())
             used = experts_per_token(module.router.config) / module.experts.num_experts
             idle += (1 - used) * sum(weight.numel() for weight in module.experts.weights)
     return ParameterCount(
@@ -140,4 +140,5 @@ def _feed_forward(config: FlanMoEConfig, stack: StackName, layer: int) -> float:
     if not config.is_sparse(stack, layer):
         return network
     router = config.router_config(stack)
-    return experts_per_token(router) * network + 2 * config.d_model * router.num_experts
+    logits = 2 * config.d_model * router.num_experts if router.is_learned else 0
+    return experts_per_token(router) * network + logits

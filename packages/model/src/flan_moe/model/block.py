@@ -54,6 +54,7 @@ class Block(nn.Module):
         layout: TokenLayout,
         bias: Tensor | None,
         sequence_T: Tensor | None,
+        token_id_T: Tensor | None,
         *,
         cross_bias: Tensor | None = None,
         memory_TD: Tensor | None = None,
@@ -67,6 +68,7 @@ class Block(nn.Module):
             layout: where they belong.
             bias: of self-attention.
             sequence_T: sequence ids for the router; not needed in a dense layer.
+            token_id_T: vocabulary ids for a hash router.
             cross_bias: of cross-attention.
             memory_TD: flat encoder output, for cross-attention.
             memory_layout: where it belongs.
@@ -93,7 +95,7 @@ class Block(nn.Module):
         y_TD = self.feed_forward_norm(x_TD)
         routing = None
         if isinstance(self.feed_forward, SparseFeedForward):
-            y_TD, routing = self.feed_forward(y_TD, sequence_T=sequence_T)
+            y_TD, routing = self.feed_forward(y_TD, sequence_T=sequence_T, token_id_T=token_id_T)
         else:
             y_TD = self.feed_forward(y_TD)
         return self._add(x_TD, y_TD), routing

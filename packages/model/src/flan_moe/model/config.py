@@ -97,6 +97,7 @@ class FlanMoEConfig(PretrainedConfig):
             `flan_moe.model.dense_twin` matches the FLOPs of a sparse model.
         balance_coef: weight of the mean balance loss in ``loss``.
         z_coef: weight of the mean router z-loss in ``loss``.
+        importance_coef, load_coef: weights of the losses that a router's ``extra_losses`` name.
         pad_token_id: padding token.
         eos_token_id: end of sequence.
         decoder_start_token_id: first input of the decoder (T5: the padding token).
@@ -144,6 +145,8 @@ class FlanMoEConfig(PretrainedConfig):
         dense_ff_widths: Mapping[str, Sequence[int]] | None = None,
         balance_coef: float = 0.01,
         z_coef: float = 0.0,
+        importance_coef: float = 0.0,
+        load_coef: float = 0.0,
         pad_token_id: int = 0,
         eos_token_id: int = 1,
         decoder_start_token_id: int = 0,
@@ -172,6 +175,8 @@ class FlanMoEConfig(PretrainedConfig):
         self.dense_ff_widths = _width_lists(dense_ff_widths)
         self.balance_coef = balance_coef
         self.z_coef = z_coef
+        self.importance_coef = importance_coef
+        self.load_coef = load_coef
         super().__init__(is_encoder_decoder=True, **kwargs)
         # After the base class, whose versions differ in which of these they set or swallow.
         self.tie_word_embeddings = tie_word_embeddings
@@ -202,7 +207,7 @@ class FlanMoEConfig(PretrainedConfig):
             value = getattr(self, key)
             if not _is_number(value) or not 0.0 < value < math.inf:
                 _refuse(key, value, "a positive number")
-        for key in ("balance_coef", "z_coef"):
+        for key in ("balance_coef", "z_coef", "importance_coef", "load_coef"):
             value = getattr(self, key)
             if not _is_number(value) or not 0.0 <= value < math.inf:
                 _refuse(key, value, "a number that is not negative")
@@ -217,12 +222,24 @@ class FlanMoEConfig(PretrainedConfig):
                 _refuse(key, value, f"a token id below vocab_size, which is {self.vocab_size}")
         for stack in STACK_NAMES:
             self._check_router(stack)
+        self._check_extra_losses()
         self._check_widths()
 
     def router_config(self, stack: StackName) -> RouterConfig | None:
         """The router of a stack; None for a dense one."""
         values = getattr(self, f"{stack}_router")
-        return None if values is None else RouterConfig.from_dict(values)
+        if values is None:
+            return None
+        router = RouterConfig.from_dict(values)
+        if router.selection == "hash" and router.vocab_size is None:
+            router = dataclasses.replace(router, vocab_size=self.vocab_size)
+        return router
+
+    @property
+    def aux_coefs(self) -> dict[str, float]:
+        """Weight of each auxiliary loss in ``loss``, by the name that routers give it."""
+        names = ("balance", "z", "importance", "load")
+        return {name: getattr(self, f"{name}_coef") for name in names}
 
     def layer_count(self, stack: StackName) -> int:
         """Layers of a stack."""
@@ -302,6 +319,23 @@ class FlanMoEConfig(PretrainedConfig):
                 "a causal router: this one looks at later tokens, which a decoder must not "
                 "(use it in encoder_router)",
             )
+
+        if router.vocab_size is not None and router.vocab_size < self.vocab_size:
+            _refuse(
+                f"{key}.vocab_size",
+                router.vocab_size,
+                f"at least vocab_size, which is {self.vocab_size} (or null for that)",
+            )
+
+    def _check_extra_losses(self) -> None:
+        routers = [self.router_config(stack) for stack in STACK_NAMES]
+        computed = {loss for router in routers if router for loss in router.extra_losses}
+        for loss in ("importance", "load"):
+            value = getattr(self, f"{loss}_coef")
+            if value and loss not in computed:
+                _refuse(
+                    f"{loss}_coef", value, f"0 unless a router has {loss!r} in its extra_losses"
+                )
 
     def _check_widths(self) -> None:
         if self.dense_ff_widths is None:

@@ -37,7 +37,8 @@ def initialize_module(module: nn.Module, config: FlanMoEConfig) -> None:
         _normal(module.wi, narrow)
         _normal(module.wo, factor * module.wo.shape[1] ** -0.5)
     elif isinstance(module, Router):
-        _normal(module.weight, ROUTER_STD)
+        if module.weight is not None:
+            _normal(module.weight, ROUTER_STD)
     elif isinstance(module, RelativePositionBias):
         _normal(module.weight, narrow)
     elif isinstance(module, nn.Embedding):

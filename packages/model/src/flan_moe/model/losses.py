@@ -38,13 +38,11 @@ def mean_aux_losses(routings: Iterable[Routing]) -> dict[str, Tensor]:
 def total_loss(
     cross_entropy: Tensor,
     aux_losses: Mapping[str, Tensor],
-    *,
-    balance_coef: float,
-    z_coef: float,
+    coefficients: Mapping[str, float],
 ) -> Tensor:
-    """``cross_entropy + balance_coef * balance + z_coef * z``; absent auxiliary losses are 0."""
+    """``cross_entropy`` plus each auxiliary loss times its coefficient; absent ones are 0."""
     loss = cross_entropy
-    for name, coefficient in (("balance", balance_coef), ("z", z_coef)):
+    for name, coefficient in coefficients.items():
         if coefficient and name in aux_losses:
             loss = loss + coefficient * aux_losses[name]
     return loss

@@ -252,12 +252,7 @@ class FlanMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if labels is None:
             return None, None
         cross_entropy = token_cross_entropy(logits_TV, layout.flatten(labels))
-        return cross_entropy, total_loss(
-            cross_entropy,
-            aux_losses or {},
-            balance_coef=self.config.balance_coef,
-            z_coef=self.config.z_coef,
-        )
+        return cross_entropy, total_loss(cross_entropy, aux_losses or {}, self.config.aux_coefs)
 
     def _decoder_input_ids(self, labels: Tensor, segments: Tensor | None) -> Tensor:
         return shift_right(

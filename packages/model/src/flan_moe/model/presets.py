@@ -19,21 +19,31 @@ _SMALL = {**_FLAN, "d_model": 512, "d_ff": 1024, "num_layers": 8, "num_heads": 6
 _BASE = {**_FLAN, "d_model": 768, "d_ff": 2048, "num_layers": 12, "num_heads": 12}
 
 
+# Decoders serve one token after the other, where the references serve all first choices before all
+# second ones: in training, these let a full expert depend on tokens that come later.
+_IN_DECODER = {"drop_order": "token"}
+
+
 def _expert_choice(num_experts: int) -> dict[str, Any]:
     """Expert choice in the encoder, top-2 token choice in the decoder, every other layer."""
-    encoder = {"name": "expert_choice", "num_experts": num_experts, "capacity_factor": 1.0}
-    decoder = {"name": "top_k", "num_experts": num_experts, "top_k": 2, "capacity_factor": 1.0}
-    return {"sparse_every": 2, "encoder_router": encoder, "decoder_router": decoder}
-
-
-def _token_choice(num_experts: int, *, top_k: int, sparse_every: int) -> dict[str, Any]:
-    router = {
-        "name": "switch" if top_k == 1 else "top_k",
-        "num_experts": num_experts,
-        "top_k": top_k,
-        "capacity_factor": 1.25,
+    return {
+        "sparse_every": 2,
+        "encoder_router": {"name": "expert_choice", "num_experts": num_experts},
+        "decoder_router": {
+            "name": "expert_choice_decoder",
+            "num_experts": num_experts,
+            **_IN_DECODER,
+        },
     }
-    return {"sparse_every": sparse_every, "encoder_router": router, "decoder_router": router}
+
+
+def _top_2_token_choice(num_experts: int) -> dict[str, Any]:
+    """Top-2 in every fourth layer, batch-prioritised in the encoder only."""
+    return {
+        "sparse_every": 4,
+        "encoder_router": {"name": "flaxformer_top2", "num_experts": num_experts},
+        "decoder_router": {"name": "top_k", "num_experts": num_experts, **_IN_DECODER},
+    }
 
 
 def _switch_base(num_experts: int) -> dict[str, Any]:
@@ -42,14 +52,29 @@ def _switch_base(num_experts: int) -> dict[str, Any]:
         "d_ff": 3072,
         "activation": "relu",
         "tie_word_embeddings": True,
-        **_token_choice(num_experts, top_k=1, sparse_every=2),
+        "sparse_every": 2,
+        "encoder_router": {"name": "switch", "num_experts": num_experts},
+        "decoder_router": {"name": "switch", "num_experts": num_experts},
     }
 
 
 def _top_2(num_experts: int) -> dict[str, Any]:
-    """Top-2 with room for 1.25 of each token's two assignments; see RouterConfig."""
-    router = {"name": "top_k", "num_experts": num_experts, "top_k": 2, "capacity_factor": 2.5}
-    return {"sparse_every": 2, "encoder_router": router, "decoder_router": router}
+    """Top-2 with room for 1.25 of each token's two assignments.
+
+    The weights of a token sum to one: with raw gates of eight experts, what a fresh sparse layer
+    adds to the residual stream is several times smaller than what its dense twin adds.
+    """
+    router = {
+        "name": "top_k",
+        "num_experts": num_experts,
+        "capacity_factor": 2.5,
+        "renormalise": "before_drop",
+    }
+    return {
+        "sparse_every": 2,
+        "encoder_router": router,
+        "decoder_router": {**router, **_IN_DECODER},
+    }
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
@@ -82,8 +107,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "t5-v1.1-base": _BASE,
         "flan-ec-small": {**_SMALL, **_expert_choice(32)},
         "flan-ec-base": {**_BASE, **_expert_choice(64)},
-        "flan-gs-small": {**_SMALL, **_token_choice(32, top_k=2, sparse_every=4)},
-        "flan-gs-base": {**_BASE, **_token_choice(64, top_k=2, sparse_every=4)},
+        "flan-gs-small": {**_SMALL, **_top_2_token_choice(32)},
+        "flan-gs-base": {**_BASE, **_top_2_token_choice(64)},
         "flan-switch-base-8": _switch_base(8),
         "flan-switch-base": _switch_base(128),
     }

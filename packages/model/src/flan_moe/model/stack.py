@@ -54,7 +54,9 @@ class Stack(nn.Module):
         super().__init__()
         self.stack = stack
         self.dropout = config.dropout_rate
-        self.is_sparse = config.router_config(stack) is not None
+        router = config.router_config(stack)
+        self.is_sparse = router is not None
+        self.is_hashed = router is not None and router.selection == "hash"
         self.gradient_checkpointing = False
         self.set_embedding(embedding)
         self.position_bias = RelativePositionBias(
@@ -86,10 +88,14 @@ class Stack(nn.Module):
         layout: TokenLayout,
         bias: Tensor | None,
         *,
+        input_ids: Tensor | None,
         output_hidden_states: bool,
         **cross: object,
     ) -> StackOutput:
         sequence_T = layout.sequence_ids(x_TD.device) if self.is_sparse else None
+        token_id_T = None
+        if self.is_hashed and input_ids is not None:
+            token_id_T = layout.flatten(input_ids)
         states: list[Tensor] = []
         routings = []
         x_TD = F.dropout(x_TD, self.dropout, self.training)
@@ -99,10 +105,17 @@ class Stack(nn.Module):
             if self.gradient_checkpointing and self.training and cross.get("cache") is None:
                 # Never reentrant: that kind loses the gradient of the routers' losses.
                 x_TD, routing = checkpoint(
-                    block, x_TD, layout, bias, sequence_T, use_reentrant=False, **cross
+                    block,
+                    x_TD,
+                    layout,
+                    bias,
+                    sequence_T,
+                    token_id_T,
+                    use_reentrant=False,
+                    **cross,
                 )
             else:
-                x_TD, routing = block(x_TD, layout, bias, sequence_T, **cross)
+                x_TD, routing = block(x_TD, layout, bias, sequence_T, token_id_T, **cross)
             if routing is not None:
                 routings.append((f"{self.stack}.layers.{index}.feed_forward", routing))
         x_TD = F.dropout(self.final_norm(x_TD), self.dropout, self.training)
@@ -156,7 +169,13 @@ class Encoder(Stack):
         bias = attention_bias(
             self.position_bias(layout.length, layout.length), may_attend(layout), x_TD
         )
-        out = self._run(x_TD, layout, bias, output_hidden_states=bool(output_hidden_states))
+        out = self._run(
+            x_TD,
+            layout,
+            bias,
+            input_ids=input_ids,
+            output_hidden_states=bool(output_hidden_states),
+        )
         output = EncoderOutput(
             last_hidden_state=layout.pad(out.x_TD),
             hidden_states=out.hidden_states,
@@ -211,6 +230,7 @@ class Decoder(Stack):
             x_TD,
             layout,
             attention_bias(self.position_bias(length, past + length), allowed, x_TD),
+            input_ids=input_ids,
             output_hidden_states=output_hidden_states,
             cross_bias=attention_bias(None, may_attend_across(layout, memory_layout), x_TD),
             memory_TD=memory_TD,

@@ -11,13 +11,16 @@ from flan_moe.routing.capacity import expert_capacity, fits_capacity
 from flan_moe.routing.config import ROUTER_NAMES, RouterConfig
 from flan_moe.routing.contract import Routing
 from flan_moe.routing.losses import balance_loss, importance_loss, load_loss, z_loss
+from flan_moe.routing.metrics import chosen_experts
 from flan_moe.routing.presets import PRESETS, RouterPreset
 from flan_moe.routing.registry import register_router, router_names
+from flan_moe.routing.replay import Recording, record_routing, replay_routing
 from flan_moe.routing.router import Router, build_router
 
 __all__ = [
     "PRESETS",
     "ROUTER_NAMES",
+    "Recording",
     "Router",
     "RouterBalancer",
     "RouterConfig",
@@ -27,11 +30,14 @@ __all__ = [
     "balance_loss",
     "build_router",
     "build_routing",
+    "chosen_experts",
     "expert_capacity",
     "fits_capacity",
     "importance_loss",
     "load_loss",
+    "record_routing",
     "register_router",
+    "replay_routing",
     "router_names",
     "z_loss",
 ]

@@ -250,6 +250,8 @@ class RouterConfig:
         self._check_bias()
         if self.weights == "uniform" and self.selection not in ("hash", "uniform"):
             _refuse("weights", "uniform", "'score' where experts are chosen by score")
+        if self.balance_scope == "global" and self.balance_count != "all_choices":
+            _refuse("balance_count", self.balance_count, "'all_choices' for balance_scope='global'")
         if "load" in self.extra_losses and self.noise == 0:
             _refuse("extra_losses", self.extra_losses, "no 'load' without noise above 0")
 

@@ -169,7 +169,7 @@ def replay_routing(model: nn.Module, recording: Recording, *, loop: bool = False
 
     What is replayed are the experts that worked on a token, after capacity: a dropped assignment
     stays dropped. Two things do not come back, because a `Routing` does not hold what capacity
-    refused. With ``normalize_weights``, live weights are renormalised over what was kept. The
+    refused. With ``renormalise``, live weights are renormalised over what was kept. The
     balance loss is over the replayed choices: it differs from the recorded one where capacity
     dropped some, and from the constant 0 of expert choice. Everything else is the same to the
     last bit if the parameters are (renormalised expert choice: up to rounding).

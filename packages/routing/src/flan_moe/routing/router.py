@@ -316,7 +316,7 @@ class Router(nn.Module):
         config = self.config
         probs_TE = expert_probabilities(chosen_by_TE, scores_TE, config.score)
         balance = probs_TE.new_zeros(())
-        if expert_TK is not None:
+        if expert_TK is not None and config.selection != "expert_choice":
             counted_TK = expert_TK[:, :1] if config.balance_count == "first_choice" else expert_TK
             balance = balance_loss(
                 probs_TE,

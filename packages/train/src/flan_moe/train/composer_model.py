@@ -38,11 +38,11 @@ class InstructionTuning(ComposerModel):
 
         Returns:
             ``total`` is what is backpropagated: ``cross_entropy`` (mean over target tokens) plus
-            each auxiliary loss times its coefficient. ``balance`` and ``z`` are unweighted,
-            ``balance_weighted`` and ``z_weighted`` as they enter the total.
+            each auxiliary loss times its coefficient. ``balance`` and ``z`` (and what else the
+            routers compute) are unweighted, ``balance_weighted`` and ``z_weighted`` as they enter
+            the total.
         """
-        config = self.net.config
-        coefficients = {"balance": config.balance_coef, "z": config.z_coef}
+        coefficients = self.net.config.aux_coefs
         losses = {"total": outputs.loss, "cross_entropy": outputs.cross_entropy.detach()}
         for name, loss in outputs.aux_losses.items():
             losses[name] = loss.detach()

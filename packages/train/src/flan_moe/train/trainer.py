@@ -155,6 +155,7 @@ def _callbacks(
 
     from flan_moe.train.callbacks.checkpoint_writer import CheckpointWriter
     from flan_moe.train.callbacks.progress import Progress
+    from flan_moe.train.callbacks.router_balancing import RouterBalancing
     from flan_moe.train.callbacks.router_monitor import RouterMonitor
     from flan_moe.train.callbacks.step_seed import StepSeed
 
@@ -164,6 +165,7 @@ def _callbacks(
         StepSeed(recipe.seed),
         LRMonitor(),
         SpeedMonitor(window_size=10),
+        RouterBalancing(),
         CheckpointWriter(folder, checkpoint.interval, checkpoint.keep, stop),
     ]
     if logging.router_every:
