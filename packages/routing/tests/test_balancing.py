@@ -59,8 +59,8 @@ def test_biases_even_out_the_load(update):
         balancer.observe({"": route(router, x_TD)})
         balancer.step()
     after = route(router, x_TD).stats["expert_load_E"]
-    assert before.max() / before.mean() > 1.3
-    assert after.max() / after.mean() < 1.1
+    assert before.max() / before.mean() > 1.8
+    assert after.max() / after.mean() < 1.3, "the sign rule ends in a cycle around balance"
 
 
 def test_quantile_balancing_needs_one_step_where_the_choice_of_one_expert_leaves_the_others():
