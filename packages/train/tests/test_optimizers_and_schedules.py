@@ -7,9 +7,10 @@ import pytest
 import torch
 from composer.core import Time, Timestamp
 
-from flan_moe.model import FlanMoEForConditionalGeneration, flan_moe_config
+from flan_moe.model import FlanMoEForConditionalGeneration, dense_twin, flan_moe_config
 from flan_moe.train.adafactor import ExpertAdafactor
 from flan_moe.train.optimizers import build_optimizer, parameter_groups
+from flan_moe.train.recipe import load_recipe
 from flan_moe.train.recipe_schema import (
     Adafactor,
     AdamW,
@@ -48,12 +49,31 @@ def test_every_setting_reaches_the_optimizer(model):
     assert isinstance(adamw, torch.optim.AdamW)
     group = adamw.param_groups[0]
     assert (group["lr"], group["betas"], group["eps"]) == (0.5, (0.8, 0.9), 1e-5)
-    section = Adafactor(lr=0.5, decay=0.7, clip_threshold=2.0, scale_parameter=False)
+    section = Adafactor(
+        lr=0.5, decay=0.7, clip_threshold=2.0, scale_parameter=False, min_dim_size_to_factor=5
+    )
     adafactor = build_optimizer(section, model)
     assert isinstance(adafactor, ExpertAdafactor)
     group = adafactor.param_groups[0]
     assert (group["lr"], group["decay"], group["clip_threshold"]) == (0.5, 0.7, 2.0)
     assert group["scale_parameter"] is False
+    assert group["min_dim_size_to_factor"] == 5
+
+
+def test_the_mini_recipes_train_sparse_model_and_twin_with_one_optimizer():
+    """In both, every matrix is factored except routers and position biases, as in T5X at size."""
+    sections = {name: load_recipe(name).recipe.optimizer for name in ("mini_sparse", "mini_dense")}
+    assert sections["mini_sparse"] == sections["mini_dense"]
+    sparse = flan_moe_config("flan-moe-mini", vocab_size=256)
+    for name, config in (("mini_sparse", sparse), ("mini_dense", dense_twin(sparse))):
+        model = FlanMoEForConditionalGeneration(config)
+        optimizer = build_optimizer(sections[name], model)
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        whole = {n for n, p in model.named_parameters() if "square" in optimizer.state[p]}
+        expected = ("norm", "router", "position_bias")
+        assert whole == {n for n, _ in model.named_parameters() if any(e in n for e in expected)}
 
 
 def multiple(section, batch):

@@ -112,7 +112,8 @@ def test_the_resolved_recipe_reads_back_equal():
             "  name: adamw",
             "  name: adafactor\n  betas: [0.9, 0.99]",
             "recipe.yaml:10: optimizer.betas: unknown key; "
-            "known: clip_threshold, decay, lr, name, scale_parameter, weight_decay",
+            "known: clip_threshold, decay, lr, min_dim_size_to_factor, name, scale_parameter, "
+            "weight_decay",
         ),
         ("  name: adamw", "", "recipe.yaml:8: optimizer.name: missing; one of adamw, adafactor"),
         (

@@ -31,6 +31,7 @@ def build_optimizer(section: AdamW | Adafactor, model: nn.Module) -> torch.optim
         decay=section.decay,
         clip_threshold=section.clip_threshold,
         scale_parameter=section.scale_parameter,
+        min_dim_size_to_factor=section.min_dim_size_to_factor,
     )
 
 
