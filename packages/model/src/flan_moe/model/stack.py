@@ -20,7 +20,6 @@ from flan_moe.model.position_bias import RelativePositionBias
 from flan_moe.model.segments import (
     TokenLayout,
     may_attend,
-    may_attend_across,
     may_attend_causal,
 )
 
@@ -177,8 +176,9 @@ class Decoder(Stack):
         inputs_embeds: Tensor | None,
         layout: TokenLayout,
         *,
+        cross_allowed: Tensor | None,
         memory_TD: Tensor | None,
-        memory_layout: TokenLayout,
+        memory_layout: TokenLayout | None,
         key_mask: Tensor | None = None,
         cache: EncoderDecoderCache | None = None,
         output_hidden_states: bool = False,
@@ -189,8 +189,9 @@ class Decoder(Stack):
             input_ids: (B, L) token ids.
             inputs_embeds: (B, L, D) in place of ``input_ids``.
             layout: of the L positions.
-            memory_TD: flat encoder output; may be None once ``cache`` holds its keys and values.
-            memory_layout: of the encoder output.
+            cross_allowed: which keys of the encoder may be read, see `attention_bias`.
+            memory_TD: flat encoder output; not read once ``cache`` holds its keys and values.
+            memory_layout: where it belongs; not read then either.
             key_mask: (B, cached + L), nonzero at real tokens; only with a filled cache, otherwise
                 ``layout`` says it.
             cache: to read and extend.
@@ -212,7 +213,7 @@ class Decoder(Stack):
             layout,
             attention_bias(self.position_bias(length, past + length), allowed, x_TD),
             output_hidden_states=output_hidden_states,
-            cross_bias=attention_bias(None, may_attend_across(layout, memory_layout), x_TD),
+            cross_bias=attention_bias(None, cross_allowed, x_TD),
             memory_TD=memory_TD,
             memory_layout=memory_layout,
             cache=cache,
@@ -229,6 +230,26 @@ def token_layout(
     """The layout of a stack's input; segments take the place of the mask.
 
     Raises:
+        ValueError: see `check_input`.
+    """
+    shape = check_input(stack, input_ids, inputs_embeds, mask, segments)
+    if segments is not None:
+        return TokenLayout.from_segments(segments)
+    if mask is not None:
+        return TokenLayout.from_mask(mask)
+    return TokenLayout.every_position(*shape)
+
+
+def check_input(
+    stack: StackName,
+    input_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+    mask: Tensor | None,
+    segments: Tensor | None,
+) -> tuple[int, int]:
+    """Batch size and length of a stack's input.
+
+    Raises:
         ValueError: unless exactly one of ids and embeddings is given and all shapes agree.
     """
     prefix = "" if stack == "encoder" else "decoder_"
@@ -242,11 +263,7 @@ def token_layout(
             raise ValueError(
                 f"{name} has shape {tuple(tensor.shape)}; expected {tuple(shape)}, like the input"
             )
-    if segments is not None:
-        return TokenLayout.from_segments(segments)
-    if mask is not None:
-        return TokenLayout.from_mask(mask)
-    return TokenLayout.every_position(*shape)
+    return tuple(shape)
 
 
 def refuse_attentions(output_attentions: bool | None) -> None:
