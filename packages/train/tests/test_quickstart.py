@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from flan_moe.train.preflight import check_recipe
 from flan_moe.train.quickstart import MODELS, Quickstart, Settings
 from flan_moe.train.quickstart_data import build_quickstart_data, find_raw
 from flan_moe.train.quickstart_notes import verdict
@@ -80,6 +81,9 @@ def test_the_twins_differ_in_parameters_and_agree_in_compute_and_data(done):
     quickstart = Quickstart(out, SETTINGS)
     sparse, dense = (gflops_per_token(quickstart, label) for label in MODELS)
     assert sparse == pytest.approx(dense, rel=0.02)
+    plan = check_recipe(quickstart.recipe("sparse"))
+    rows = plan.data.row_lengths(plan.loaded.recipe)
+    assert sparse == rows.flops_per_token(plan.config).mean / 1e9
     seen = [json.loads((out / "runs" / m / "finished.json").read_text()) for m in MODELS]
     assert seen[0]["tokens"] == seen[1]["tokens"]
 

@@ -55,17 +55,12 @@ def configuration(quickstart: Quickstart, label: str) -> Any:
 
 
 def gflops_per_token(quickstart: Quickstart, label: str) -> float:
-    """Forward GFLOPs per token at the data's row lengths, mean of the two stacks."""
+    """Forward GFLOPs per token at the run's row lengths, mean of the two stacks."""
     from flan_moe.data import read_manifest
-    from flan_moe.model import flops_per_token
+    from flan_moe.train.row_lengths import RowLengths
 
-    manifest = read_manifest(quickstart.data)
-    flops = flops_per_token(
-        configuration(quickstart, label),
-        encoder_length=manifest.max_input_tokens,
-        decoder_length=manifest.max_target_tokens,
-    )
-    return flops.mean / 1e9
+    rows = RowLengths.of(quickstart.recipe(label).recipe.data, read_manifest(quickstart.data))
+    return rows.flops_per_token(configuration(quickstart, label)).mean / 1e9
 
 
 def group_score(run: Run, setting: GroupScore | GroupComparison) -> GroupScore:

@@ -117,7 +117,8 @@ def build_trainer(
 
     recipe = plan.loaded.recipe
     training = recipe.training
-    model = InstructionTuning(build_network(plan.loaded, plan.config))
+    network = build_network(plan.loaded, plan.config)
+    model = InstructionTuning(network, rows=plan.data.row_lengths(recipe))
     clip = training.gradient_clip
     return Trainer(
         model=model,
