@@ -191,7 +191,8 @@ class TrainingSection(Validated):
     Attributes:
         duration: How long to train.
         microbatch_rows: Packed rows per forward and backward pass; gradients of a batch's
-            microbatches are accumulated. Default: the whole batch at once.
+            microbatches are accumulated. Validation batches are divided likewise. Default: the
+            whole batch at once.
         gradient_clip: Largest global gradient norm; default: no clipping.
         precision: ``fp32`` or, on a GPU, ``amp_bf16``.
         device: ``auto`` takes the GPU where there is one.

@@ -195,7 +195,10 @@ def _evaluators(plan: Plan) -> list[Evaluator] | None:
         return None
     return [
         Evaluator(
-            label=mixture, dataloader=data_spec(loader), eval_interval=recipe.evaluation.interval
+            label=mixture,
+            dataloader=data_spec(loader),
+            eval_interval=recipe.evaluation.interval,
+            device_eval_microbatch_size=recipe.training.microbatch_rows,
         )
         for mixture, loader in plan.data.validation_loaders(recipe).items()
     ]
