@@ -147,7 +147,10 @@ def source(name="copy", **content):
         Example(task=name, mixture="jsonl", template="zero_shot/0", prompt=p, target=p, meta=meta)
         for p, meta in content.pop("train")
     ]
-    items = tuple(SuiteItem(id=text, input=text, target="x") for text in content.pop("items", ()))
+    items = tuple(
+        SuiteItem(id=text, input=text, target="x", problem=text)
+        for text in content.pop("items", ())
+    )
     return TaskSource(
         name=name,
         mixture="jsonl",
@@ -171,7 +174,7 @@ def test_questions_that_training_shows_in_any_task_are_removed_and_counted(tmp_p
     second = source("b", train=[("four", {})], items=("one", "two", "three", "four", "five"))
     manifest = build_data_directory(tmp_path / "out", [first, second], OPTIONS, report=silent)
     assert manifest.dropped == {"evaluation question also in training": 4}
-    assert [task["eval"] for task in manifest.tasks] == [0, 1]
+    assert [(task["eval"], task["eval_removed"]) for task in manifest.tasks] == [(0, 0), (1, 4)]
     (entry,) = json.loads((tmp_path / "out" / "eval" / "suite.json").read_text())["tasks"]
     assert entry["name"] == "b"
     assert "five" in (tmp_path / "out" / "eval" / entry["file"]).read_text()

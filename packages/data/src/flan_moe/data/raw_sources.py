@@ -296,6 +296,7 @@ def _items(
             target=record.targets[0],
             options=options_of(record),
             rationale=record.rationale,
+            problem=forms.key(record),
         )
         for number, record in enumerate(records)
     )

@@ -24,6 +24,7 @@ class SuiteItem:
         target: The right answer.
         options: What to choose from, or None.
         rationale: Reasoning that leads to the target, or None.
+        problem: The problem without any wording, to be compared with training; not written.
     """
 
     id: str
@@ -31,6 +32,7 @@ class SuiteItem:
     target: str
     options: tuple[str, ...] | None = None
     rationale: str | None = None
+    problem: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,5 +101,6 @@ def write_suite(directory: Path, *, name: str, source: str, tasks: Sequence[Suit
 
 
 def _write_items(file: Path, items: Sequence[SuiteItem]) -> None:
-    lines = [json.dumps(asdict(item), sort_keys=True, ensure_ascii=False) for item in items]
+    rows = [{k: v for k, v in asdict(item).items() if k != "problem"} for item in items]
+    lines = [json.dumps(row, sort_keys=True, ensure_ascii=False) for row in rows]
     file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")

@@ -128,5 +128,6 @@ def _items(family: Family, instances: Iterable[Instance], count: int) -> tuple[S
                 target=instance.answer,
                 options=instance.options,
                 rationale=instance.rationale,
+                problem=instance.content(),
             )
     return tuple(items.values())
