@@ -93,6 +93,7 @@ def test_the_suite_has_the_promised_format(mini):
         assert task["name"] == family.name
         assert task["group"] == ("held_out" if family.held_out else "held_in")
         assert task["cot"] == family.cot
+        assert task["chance"] == family.chance
         assert task["cot_cue"] == ("Let's think step by step." if family.cot else "")
         for item in items + exemplars:
             assert set(item) == {"id", "input", "target", "options", "rationale"}

@@ -105,7 +105,7 @@ def test_a_family_checks_its_own_declaration():
         ("mixture", "flan", "mixture is 'flan'"),
         ("kind", "choice", "kind is 'choice'"),
         ("templates", ("{a}",) * 4, "1 templates; expected 4"),
-        ("chance", 0.5, "chance is 0.5"),
+        ("chance", 1.0, "chance is 1.0"),
     ):
         with pytest.raises(ValueError, match=message):
             Family(**{**good, key: value})

@@ -97,6 +97,7 @@ def test_known_mistakes_give_known_scores(suite_dir, fake_model):
     assert colours.normalized == pytest.approx(100 * (0.2 - 0.25) / 0.75)
     assert (colours.method, sums.method) == ("loglikelihood", "generate")
     held_out, held_in = results.groups
+    assert (held_out.chance, held_in.chance) == (0.0, 0.25)
     # A group of one task has that task's interval, normalised with its chance score.
     assert held_in.normalized == pytest.approx(colours.normalized)
     for end in ("low", "high"):

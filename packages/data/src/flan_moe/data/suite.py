@@ -45,7 +45,7 @@ class SuiteTask:
         group: ``"held_out"`` of training or ``"held_in"``.
         kind: ``"generate"`` or ``"multiple_choice"``.
         cot: Whether exemplars carry rationales and the task may be asked with the cue.
-        chance: Score of a blind guess.
+        chance: Score of guessing without solving.
         items: Questions.
         exemplars: Solved problems for few-shot prompts.
     """

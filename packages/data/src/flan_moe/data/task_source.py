@@ -24,7 +24,7 @@ class TaskContent:
         items: Evaluation questions.
         exemplars: Solved problems for few-shot evaluation prompts.
         kind: ``"generate"`` or ``"multiple_choice"``.
-        chance: Score of a blind guess.
+        chance: Score of guessing without solving.
         dropped: Reason, then the number of raw records left out.
     """
 

@@ -82,6 +82,7 @@ def _group_score(group: Group, shots: int, mode: Mode, members: Sequence[TaskSco
         score=raw.mean,
         over_items=raw.over_items,
         over_tasks=raw.over_tasks and raw.over_tasks.clip(0.0, 1.0),
+        chance=fmean(m.chance for m in members),
         normalized=normalized.mean,
         normalized_over_items=normalized.over_items,
         normalized_over_tasks=normalized.over_tasks,

@@ -39,6 +39,7 @@ def results_text(results: Results) -> str:
             _percent(group.score),
             _interval(group.over_items),
             "-" if group.over_tasks is None else _interval(group.over_tasks),
+            _percent(group.chance),
             f"{group.normalized:.1f}",
             _percent(group.parse_failure_rate),
         )
@@ -52,6 +53,7 @@ def results_text(results: Results) -> str:
             str(score.n),
             _percent(score.score),
             _interval(score.interval),
+            _percent(score.chance),
             f"{score.normalized:.1f}",
             _percent(score.parse_failures / score.n),
             "" if score.mean_output_tokens is None else f"{score.mean_output_tokens:.1f}",
@@ -64,14 +66,14 @@ def results_text(results: Results) -> str:
         format_table(
             (
                 *("group", "setting", "tasks", "mean", "95 % over items", "95 % over tasks"),
-                *("normalized", "unreadable"),
+                *("chance", "normalized", "unreadable"),
             ),
             groups,
         ),
         format_table(
             (
-                *("task", "group", "setting", "n", "score", "95 % interval", "normalized"),
-                *("unreadable", "tokens"),
+                *("task", "group", "setting", "n", "score", "95 % interval", "chance"),
+                *("normalized", "unreadable", "tokens"),
             ),
             tasks,
         ),

@@ -31,9 +31,13 @@ def group_table(runs: Sequence[Run]) -> str:
         cells = "".join(_group_cell(groups.get((group, shots, mode))) for groups in found)
         rows.append(
             f"<tr><td>{_group_tag(group)}</td><td>{shots}-shot {mode}</td>"
-            f'<td class="number">{len(members.tasks)}</td>{cells}</tr>\n'
+            f'<td class="number">{len(members.tasks)}</td>'
+            f'<td class="number">{100 * members.chance:.1f}</td>{cells}</tr>\n'
         )
-    head = f'<th>group</th><th>setting</th><th class="number">tasks</th>{_run_heads(runs)}'
+    head = (
+        '<th>group</th><th>setting</th><th class="number">tasks</th><th class="number">chance</th>'
+        + _run_heads(runs)
+    )
     return f'<p class="soft small">{_INTERVALS}</p>\n{_table(head, rows)}'
 
 

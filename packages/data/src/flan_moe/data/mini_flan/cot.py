@@ -73,7 +73,7 @@ def _weekday(rng: Random) -> Instance:
 
 
 def _sort_numbers(rng: Random) -> Instance:
-    numbers = rng.sample(range(rng.choice((10, 30))), rng.randint(2, 4))
+    numbers = rng.sample(range(rng.choice((10, 30))), rng.randint(3, 4))
     smallest_first = rng.random() < 0.5
     ordered = sorted(numbers, reverse=not smallest_first)
     most = "smallest" if smallest_first else "largest"
@@ -143,6 +143,7 @@ FAMILIES = (
         name="word_problem",
         mixture="cot",
         kind="generate",
+        chance=0.14,  # always the likeliest number
         generate=_word_problem,
         templates=(
             "{story} How many {things} does {who} have now?",
@@ -155,6 +156,7 @@ FAMILIES = (
         name="weekday",
         mixture="cot",
         kind="generate",
+        chance=1 / 6,  # any day but today
         generate=_weekday,
         templates=(
             "{story} Which day of the week is the {event}?",
@@ -167,6 +169,7 @@ FAMILIES = (
         name="sort_numbers",
         mixture="cot",
         kind="generate",
+        chance=5 / 48,  # the numbers as they stand: three or four in order
         generate=_sort_numbers,
         templates=(
             "Sort these numbers, the {most} first: {numbers}",
@@ -179,6 +182,7 @@ FAMILIES = (
         name="order_logic",
         mixture="cot",
         kind="generate",
+        chance=1 / 2,  # one of the two names that are there once
         generate=_order_logic,
         templates=(
             "{facts} Who is the {asked}?",
@@ -191,6 +195,7 @@ FAMILIES = (
         name="object_counting",
         mixture="cot",
         kind="generate",
+        chance=0.14,  # always the likeliest number
         held_out=True,
         generate=_object_counting,
         templates=(
@@ -204,6 +209,7 @@ FAMILIES = (
         name="compare_totals",
         mixture="cot",
         kind="generate",
+        chance=1 / 2,  # one of the two names
         held_out=True,
         generate=_compare_totals,
         templates=(

@@ -14,16 +14,19 @@ def _reverse_list(rng: Random) -> Instance:
 
 
 def _with_repeats(rng: Random, word: str, times: int) -> list[str]:
-    """The word so many times among one to three others, in random order."""
-    others = rng.sample([other for other in WORDS if other != word], rng.randint(1, 3))
+    """The word so many times among two or three others, in random order."""
+    others = rng.sample([other for other in WORDS if other != word], rng.randint(2, 3))
     words = [word] * times + others
     rng.shuffle(words)
     return words
 
 
 def _count_word(rng: Random) -> Instance:
-    word, times = rng.choice(WORDS), rng.randint(0, 4)
-    words = _with_repeats(rng, word, times)
+    # Neither the length of the list nor another word that is there often tells the number.
+    word, *others = rng.sample(WORDS, 3)
+    times = rng.randint(0, 4)
+    words = [word] * times + rng.choices(others, k=rng.randint(4, 6) - times)
+    rng.shuffle(words)
     return Instance(fields={"input": f"{word} in {' '.join(words)}"}, answer=str(times))
 
 
@@ -83,6 +86,7 @@ FAMILIES = (
         name="count_word",
         mixture="niv2",
         kind="generate",
+        chance=1 / 5,  # any number from 0 to 4
         generate=_count_word,
         templates=(
             "Count how often the first word is in the list that follows.",
@@ -95,6 +99,7 @@ FAMILIES = (
         name="extract_kind",
         mixture="niv2",
         kind="generate",
+        chance=5 / 24,  # the first word: half want one word, of two or three
         generate=_extract_kind,
         templates=EXTRACT_DEFINITIONS,
     ),
@@ -115,6 +120,7 @@ FAMILIES = (
         name="extract_colours",
         mixture="niv2",
         kind="generate",
+        chance=5 / 24,  # as extract_kind
         held_out=True,
         generate=_extract_colours,
         templates=EXTRACT_DEFINITIONS,
@@ -123,6 +129,7 @@ FAMILIES = (
         name="remove_word",
         mixture="niv2",
         kind="generate",
+        chance=7 / 48,  # all but the last: half have one to remove, of three or four
         held_out=True,
         generate=_remove_word,
         templates=(

@@ -115,13 +115,19 @@ def _commonsense_choice(rng: Random) -> Instance:
 
 
 def _paraphrase(rng: Random) -> Instance:
-    a, b, c = rng.sample(NAMES, 3)
-    first, second = rng.sample(rng.choice(CONVERSES), 2)
+    a, b = rng.sample(NAMES, 2)
+    pair, other = rng.sample(CONVERSES, 2)
+    side = rng.randrange(2)
+    first, second = pair[side], pair[1 - side]
     same = rng.random() < 0.5
-    # What makes the second sentence another statement: roles not swapped, or another person.
-    roles = {"a": a, "b": b} if same else rng.choice(({"a": b, "b": a}, {"a": a, "b": c}))
+    statement = second.format(a=a, b=b)
+    if not same:
+        # Mostly another relation with the names where a paraphrase has them, so that neither the
+        # names nor their order gives the answer away; else the roles are not the same.
+        changed = [other[1 - side].format(a=a, b=b)] * 3
+        statement = rng.choice([*changed, second.format(a=b, b=a), first.format(a=b, b=a)])
     return Instance(
-        fields={"first": first.format(a=a, b=b), "second": second.format(**roles)},
+        fields={"first": first.format(a=a, b=b), "second": statement},
         answer="yes" if same else "no",
         options=("yes", "no"),
     )
