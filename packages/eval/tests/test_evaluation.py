@@ -19,7 +19,9 @@ from flan_moe.eval import (
     evaluate,
     load_run,
     load_suite,
+    write_report,
 )
+from flan_moe.eval.console import results_text
 from flan_moe.eval.statistics import wilson_interval
 
 
@@ -107,6 +109,25 @@ def test_known_mistakes_give_known_scores(suite_dir, fake_model):
         assert getattr(held_in.normalized_over_items, end) == pytest.approx(expected)
     assert held_out.score == pytest.approx(5 / 12)
     assert held_out.parse_failure_rate == pytest.approx(1 / 12)
+
+
+def test_siblings_of_trained_tasks_are_a_group_of_their_own(suite_dir, fake_model, tmp_path):
+    file = suite_dir / "suite.json"
+    record = json.loads(file.read_text())
+    record["tasks"][1]["group"] = "held_out_sibling"
+    file.write_text(json.dumps(record))
+    results = evaluate(
+        fake_model(), load_suite(suite_dir), modes=["direct"], out_dir=tmp_path / "run"
+    )
+    groups = {group.group: group.tasks for group in results.groups}
+    assert list(groups.items()) == [
+        ("held_out", ("sums",)),
+        ("held_out_sibling", ("more_sums",)),
+        ("held_in", ("colours",)),
+    ]
+    assert "held-out sibling" in results_text(results)
+    page = write_report(tmp_path / "report", runs=[load_run(tmp_path / "run")]).read_text()
+    assert '<span class="tag held_out_sibling">held-out sibling</span>' in page
 
 
 def test_the_per_token_choice_is_reported_apart(suite_dir, fake_model):

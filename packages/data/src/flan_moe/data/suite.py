@@ -42,7 +42,8 @@ class SuiteTask:
     Attributes:
         name: Also the name of its files.
         mixture: Where it comes from.
-        group: ``"held_out"`` of training or ``"held_in"``.
+        group: ``"held_in"``, ``"held_out"`` of training, or ``"held_out_sibling"``: held out, but
+            training has tasks of the same kind.
         kind: ``"generate"`` or ``"multiple_choice"``.
         cot: Whether exemplars carry rationales and the task may be asked with the cue.
         chance: Score of guessing without solving.

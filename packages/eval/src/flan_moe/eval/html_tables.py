@@ -10,7 +10,7 @@ from flan_moe.eval.results import GroupScore, TaskScore
 from flan_moe.eval.run import Run
 from flan_moe.eval.samples import Sample
 from flan_moe.eval.statistics import Interval
-from flan_moe.eval.suite import Mode
+from flan_moe.eval.suite import GROUP_NAMES, Group, Mode
 
 _INTERVALS = (
     "Scores in percent. In brackets the 95 % interval for other questions of the same tasks; "
@@ -51,7 +51,8 @@ def task_table(runs: Sequence[Run], *, shots: int, mode: Mode) -> str:
         for name, score in by_name.items():
             tasks.setdefault(name, score)
     rows = []
-    for name, score in sorted(tasks.items(), key=lambda entry: entry[1].group == "held_in"):
+    order = list(GROUP_NAMES)
+    for name, score in sorted(tasks.items(), key=lambda entry: order.index(entry[1].group)):
         facts = _details([score.mixture, f"n {score.n}", f"chance {100 * score.chance:.1f}"])
         cells = "".join(_task_cell(by_name.get(name)) for by_name in found)
         rows.append(
@@ -178,8 +179,8 @@ def _interval(interval: Interval) -> str:
     return f"{100 * interval.low:.1f}, {100 * interval.high:.1f}"
 
 
-def _group_tag(group: str) -> str:
-    return f'<span class="tag {escape(group)}">{escape(group.replace("_", "-"))}</span>'
+def _group_tag(group: Group) -> str:
+    return f'<span class="tag {group}">{GROUP_NAMES[group]}</span>'
 
 
 def _run_name(position: int, run: Run) -> str:

@@ -35,7 +35,7 @@ class TaskScore:
     Attributes:
         task: Name of the task.
         mixture: Training mixture in whose manner the task is written.
-        group: "held_in" or "held_out".
+        group: As in :class:`flan_moe.eval.Task`.
         kind: "generate" or "multiple_choice".
         mode: "direct" or "cot".
         shots: Exemplars per prompt asked for.
@@ -81,7 +81,7 @@ class GroupScore:
     """Macro mean (tasks weigh the same) of a group's tasks at one setting.
 
     Attributes:
-        group: "held_in" or "held_out".
+        group: As in :class:`flan_moe.eval.Task`.
         mode: "direct" or "cot".
         shots: Exemplars per prompt.
         tasks: Names of the tasks averaged; a chain-of-thought mean covers only tasks that have one.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -18,9 +19,16 @@ from flan_moe.eval.strict_json import Checked, parse_json
 SUITE_FORMAT = "flan-moe-eval-suite"
 SUITE_VERSION = 1
 
-Group = Literal["held_in", "held_out"]
+Group = Literal["held_in", "held_out_sibling", "held_out"]
 Kind = Literal["generate", "multiple_choice"]
 Mode = Literal["direct", "cot"]
+
+# In the order of tables and plots: what says most about unseen tasks comes first.
+GROUP_NAMES: Mapping[Group, str] = {
+    "held_out": "held-out",
+    "held_out_sibling": "held-out sibling",
+    "held_in": "held-in",
+}
 
 
 class SuiteError(ValueError):
@@ -53,7 +61,8 @@ class Task:
     Attributes:
         name: Unique within the suite.
         mixture: Training mixture in whose manner the task is written.
-        group: Whether the model was trained on this task family ("held_in") or not ("held_out").
+        group: "held_in" if the model was trained on this task; "held_out" if it was trained on no
+            task of this kind; "held_out_sibling" if not on this task, but on others of its kind.
         kind: "generate" (exact match) or "multiple_choice" (log-likelihood of the options).
         cot: Whether the task can be asked for with a chain of thought.
         cot_cue: Line that asks for reasoning.

@@ -142,6 +142,7 @@ FAMILIES = (
     Family(
         name="word_problem",
         mixture="cot",
+        cluster="arithmetic",
         kind="generate",
         chance=0.14,  # always the likeliest number
         generate=_word_problem,
@@ -155,6 +156,7 @@ FAMILIES = (
     Family(
         name="weekday",
         mixture="cot",
+        cluster="dates",
         kind="generate",
         chance=1 / 6,  # any day but today
         generate=_weekday,
@@ -168,6 +170,7 @@ FAMILIES = (
     Family(
         name="sort_numbers",
         mixture="cot",
+        cluster="ordering",
         kind="generate",
         chance=5 / 48,  # the numbers as they stand: three or four in order
         generate=_sort_numbers,
@@ -181,6 +184,8 @@ FAMILIES = (
     Family(
         name="order_logic",
         mixture="cot",
+        cluster="logic",
+        held_out=True,
         kind="generate",
         chance=1 / 2,  # one of the two names that are there once
         generate=_order_logic,
@@ -194,9 +199,9 @@ FAMILIES = (
     Family(
         name="object_counting",
         mixture="cot",
+        cluster="arithmetic",
         kind="generate",
         chance=0.14,  # always the likeliest number
-        held_out=True,
         generate=_object_counting,
         templates=(
             "{who} has {things}. How many {kinds} does {who} have?",
@@ -208,9 +213,9 @@ FAMILIES = (
     Family(
         name="compare_totals",
         mixture="cot",
+        cluster="arithmetic",
         kind="generate",
         chance=1 / 2,  # one of the two names
-        held_out=True,
         generate=_compare_totals,
         templates=(
             "{story} Who has more things?",

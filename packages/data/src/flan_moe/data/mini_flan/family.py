@@ -58,6 +58,8 @@ class Family:
     Attributes:
         name: Unique among all families.
         mixture: The Flan mixture in whose manner the task is written.
+        cluster: What is asked, as in the task clusters of FLAN: families of one cluster differ in
+            their problems or wordings. Skills and words may be shared by clusters.
         kind: Whether answers are free text or one of the shown options.
         templates: At least four wordings. In the ``niv2`` mixture a template is a task definition
             and the instance's ``input`` follows it; elsewhere it is the whole prompt.
@@ -69,6 +71,7 @@ class Family:
 
     name: str
     mixture: str
+    cluster: str
     kind: Kind
     templates: tuple[str, ...]
     generate: Callable[[Random], Instance] = field(repr=False)

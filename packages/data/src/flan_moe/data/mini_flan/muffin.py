@@ -135,6 +135,8 @@ FAMILIES = (
     Family(
         name="entailment",
         mixture="muffin",
+        cluster="inference",
+        held_out=True,
         kind="multiple_choice",
         chance=1 / 3,
         generate=_entailment,
@@ -148,6 +150,7 @@ FAMILIES = (
     Family(
         name="sentiment",
         mixture="muffin",
+        cluster="sentiment",
         kind="multiple_choice",
         chance=1 / 2,
         generate=_sentiment,
@@ -161,6 +164,7 @@ FAMILIES = (
     Family(
         name="reading_qa",
         mixture="muffin",
+        cluster="reading",
         kind="generate",
         chance=0.43,  # the place named last
         generate=_reading_qa,
@@ -174,9 +178,10 @@ FAMILIES = (
     Family(
         name="yes_no_qa",
         mixture="muffin",
+        cluster="reading",
+        held_out=True,
         kind="multiple_choice",
         chance=1 / 2,
-        held_out=True,
         generate=_yes_no_qa,
         templates=(
             "{passage}\nQuestion: Is {who} in the {place} now?",
@@ -188,6 +193,7 @@ FAMILIES = (
     Family(
         name="dialog_order",
         mixture="muffin",
+        cluster="dialog",
         kind="generate",
         generate=_dialog_order,
         templates=(
@@ -200,6 +206,7 @@ FAMILIES = (
     Family(
         name="program_output",
         mixture="muffin",
+        cluster="programs",
         kind="generate",
         chance=0.3,  # the second number
         generate=_program_output,

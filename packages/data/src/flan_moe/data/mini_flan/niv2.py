@@ -73,6 +73,7 @@ FAMILIES = (
     Family(
         name="reverse_list",
         mixture="niv2",
+        cluster="ordering",
         kind="generate",
         generate=_reverse_list,
         templates=(
@@ -85,6 +86,8 @@ FAMILIES = (
     Family(
         name="count_word",
         mixture="niv2",
+        cluster="counting",
+        held_out=True,
         kind="generate",
         chance=1 / 5,  # any number from 0 to 4
         generate=_count_word,
@@ -98,6 +101,7 @@ FAMILIES = (
     Family(
         name="extract_kind",
         mixture="niv2",
+        cluster="extraction",
         kind="generate",
         chance=5 / 24,  # the first word: half want one word, of two or three
         generate=_extract_kind,
@@ -106,6 +110,7 @@ FAMILIES = (
     Family(
         name="replace_word",
         mixture="niv2",
+        cluster="editing",
         kind="generate",
         generate=_replace_word,
         templates=(
@@ -119,18 +124,19 @@ FAMILIES = (
     Family(
         name="extract_colours",
         mixture="niv2",
+        cluster="extraction",
+        held_out=True,
         kind="generate",
         chance=5 / 24,  # as extract_kind
-        held_out=True,
         generate=_extract_colours,
         templates=EXTRACT_DEFINITIONS,
     ),
     Family(
         name="remove_word",
         mixture="niv2",
+        cluster="editing",
         kind="generate",
         chance=7 / 48,  # all but the last: half have one to remove, of three or four
-        held_out=True,
         generate=_remove_word,
         templates=(
             "Remove the first word from the list that follows.",

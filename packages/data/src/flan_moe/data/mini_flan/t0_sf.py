@@ -163,6 +163,7 @@ FAMILIES = (
     Family(
         name="headline_topic",
         mixture="t0_sf",
+        cluster="topics",
         kind="multiple_choice",
         chance=1 / 4,
         generate=_headline_topic,
@@ -177,6 +178,7 @@ FAMILIES = (
     Family(
         name="review_rating",
         mixture="t0_sf",
+        cluster="sentiment",
         kind="multiple_choice",
         chance=1 / 5,
         generate=_review_rating,
@@ -190,6 +192,7 @@ FAMILIES = (
     Family(
         name="commonsense_choice",
         mixture="t0_sf",
+        cluster="commonsense",
         kind="multiple_choice",
         chance=1 / 4,
         generate=_commonsense_choice,
@@ -203,6 +206,7 @@ FAMILIES = (
     Family(
         name="paraphrase",
         mixture="t0_sf",
+        cluster="paraphrase",
         kind="multiple_choice",
         chance=1 / 2,
         generate=_paraphrase,
@@ -216,6 +220,7 @@ FAMILIES = (
     Family(
         name="word_category",
         mixture="t0_sf",
+        cluster="word kinds",
         kind="multiple_choice",
         chance=1 / 4,
         generate=_word_category,
@@ -229,9 +234,10 @@ FAMILIES = (
     Family(
         name="odd_one_out",
         mixture="t0_sf",
+        cluster="odd one out",
+        held_out=True,
         kind="multiple_choice",
         chance=1 / 4,
-        held_out=True,
         generate=_odd_one_out,
         templates=(
             "Which of these does not fit with the others? {words}",
