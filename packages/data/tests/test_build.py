@@ -87,7 +87,7 @@ def test_no_evaluation_question_is_in_any_training_prompt(mini):
 
 def test_the_suite_has_the_promised_format(mini):
     record = json.loads((mini / "eval" / "suite.json").read_text())
-    assert (record["format"], record["version"]) == ("flan-moe-eval-suite", 1)
+    assert (record["format"], record["version"]) == ("flan-moe-eval-suite", 2)
     assert record["name"] == "mini-flan"
     for (task, items, exemplars), family in zip(suite(mini), TASK_FAMILIES, strict=True):
         assert task["name"] == family.name
@@ -96,10 +96,10 @@ def test_the_suite_has_the_promised_format(mini):
         assert task["chance"] == family.chance
         assert task["cot_cue"] == ("Let's think step by step." if family.cot else "")
         for item in items + exemplars:
-            assert set(item) == {"id", "input", "target", "options", "rationale"}
+            assert set(item) == {"id", "input", "targets", "options", "rationale"}
             assert (item["rationale"] is not None) == family.cot
             if family.kind == "multiple_choice":
-                assert item["target"] in item["options"]
+                assert set(item["targets"]) <= set(item["options"])
                 assert all(f"\n- {option}" in item["input"] for option in item["options"])
 
 
@@ -149,7 +149,7 @@ def source(name="copy", **content):
         for p, meta in content.pop("train")
     ]
     items = tuple(
-        SuiteItem(id=text, input=text, target="x", problem=text)
+        SuiteItem(id=text, input=text, targets=("x",), problem=text)
         for text in content.pop("items", ())
     )
     return TaskSource(

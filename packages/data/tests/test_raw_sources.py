@@ -180,6 +180,17 @@ def test_the_three_formats_build_together(tmp_path):
     assert item["rationale"].startswith("Add ")
 
 
+def test_every_reference_of_a_problem_is_an_accepted_answer(tmp_path):
+    paths = write_raw(tmp_path / "raw")
+    file = paths["natural_instructions"] / "task2_text.json"
+    task = json.loads(file.read_text())
+    task["Instances"][0]["output"] = ["o0", "nought", "o0"]
+    file.write_text(json.dumps(task))
+    build(paths, tmp_path / "out")
+    lines = (tmp_path / "out" / "eval" / "task2_text.jsonl").read_text().splitlines()
+    assert [json.loads(line)["targets"] for line in lines[:2]] == [["o0", "nought"], ["o1"]]
+
+
 def test_a_damaged_raw_file_leaves_nothing(tmp_path):
     paths = write_raw(tmp_path / "raw")
     paths["cot"].write_text(paths["cot"].read_text()[:-5])

@@ -111,6 +111,34 @@ def test_known_mistakes_give_known_scores(suite_dir, fake_model):
     assert held_out.parse_failure_rate == pytest.approx(1 / 12)
 
 
+@pytest.mark.parametrize(("answer", "share"), [("one", 1.0), ("1", 1.0), ("two", 0.0)])
+def test_any_of_several_right_answers_counts(suite_dir, fake_model, tmp_path, answer, share):
+    file = suite_dir / "sums.jsonl"
+    rows = [json.loads(line) | {"targets": ["1", "one"]} for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    suite = load_suite(suite_dir).select(("sums",))
+    model = fake_model(answer=lambda prompt: answer)
+    results = evaluate(model, suite, modes=["direct"], out_dir=tmp_path / "run")
+    (score,) = results.tasks
+    assert (score.score, score.secondary["strict_exact_match"]) == (share, share)
+    (samples,) = load_run(tmp_path / "run").samples.values()
+    assert {sample.targets for sample in samples} == {("1", "one")}
+    page = write_report(tmp_path / "report", runs=[load_run(tmp_path / "run")]).read_text()
+    assert "target: <strong>1 or one</strong>" in page
+
+
+def test_any_of_several_right_options_counts(suite_dir, fake_model):
+    file = suite_dir / "colours.jsonl"
+    rows = [
+        json.loads(line) | {"targets": ["red", "green"]} for line in file.read_text().splitlines()
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    suite = load_suite(suite_dir).select(("colours",))
+    for option, share in (("green", 1.0), ("blue", 0.0)):
+        model = fake_model(score=lambda prompt, o, option=option: float(o == option))
+        assert evaluate(model, suite).tasks[0].score == share
+
+
 def test_siblings_of_trained_tasks_are_a_group_of_their_own(suite_dir, fake_model, tmp_path):
     file = suite_dir / "suite.json"
     record = json.loads(file.read_text())
@@ -318,7 +346,7 @@ def test_a_log_torn_in_its_header_is_begun_again(finished):
         (4, "{broken", "sums.0-shot.direct.jsonl:4: not JSON"),
         (4, "{}", "sums.0-shot.direct.jsonl:4: key 'secondary' is missing"),
         (1, "{}", "sums.0-shot.direct.jsonl:1: key 'format' is missing"),
-        (1, '{"format": "flan-moe-eval-samples", "version": 9}', "version: 9; expected 1"),
+        (1, '{"format": "flan-moe-eval-samples", "version": 9}', "version: 9; expected 2"),
     ],
 )
 def test_a_corrupt_log_is_named_with_its_line(finished, line, text, complaint):

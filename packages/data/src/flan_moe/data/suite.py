@@ -10,7 +10,7 @@ from pathlib import Path
 from flan_moe.data.prompts import ANSWER_CUE, COT_CUE
 
 SUITE_FORMAT = "flan-moe-eval-suite"
-SUITE_VERSION = 1
+SUITE_VERSION = 2
 EXEMPLARS = 8  # per task, for few-shot prompts
 
 
@@ -21,15 +21,15 @@ class SuiteItem:
     Attributes:
         id: Unique within its file.
         input: The zero-shot prompt, options included as the model sees them.
-        target: The right answer.
+        targets: The right answers; the first is the one that exemplars show.
         options: What to choose from, or None.
-        rationale: Reasoning that leads to the target, or None.
+        rationale: Reasoning that leads to the answer, or None.
         problem: The problem without any wording, to be compared with training; not written.
     """
 
     id: str
     input: str
-    target: str
+    targets: tuple[str, ...]
     options: tuple[str, ...] | None = None
     rationale: str | None = None
     problem: str

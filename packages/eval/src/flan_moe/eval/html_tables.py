@@ -118,7 +118,7 @@ def _sample_block(runs: Sequence[Run], answers: Sequence[tuple[int, Sample]]) ->
     return (
         f'<div class="sample"><span class="soft small">{escape(first.id)}</span>'
         f"<pre>{escape(first.prompt)}</pre>"
-        f"<div>target: <strong>{escape(first.target)}</strong></div>"
+        f"<div>target: <strong>{escape(' or '.join(first.targets))}</strong></div>"
         f'<table class="outputs"><tbody>\n{"".join(rows)}</tbody></table></div>\n'
     )
 

@@ -47,7 +47,7 @@ class TaskScore:
         interval: 95 % Wilson interval of the score.
         chance: Score of guessing.
         normalized: ``100 (score - chance) / (1 - chance)``, not clipped.
-        secondary: Further means by name: "strict_exact_match" (generated text equal to the target,
+        secondary: Further means by name: "strict_exact_match" (generated text equal to a target,
             outer blanks aside), "per_token_accuracy" (options by log-probability per token).
         parse_failures: Items whose output held no answer in the expected form.
         exemplars_dropped: Exemplars left out of prompts because they did not fit.

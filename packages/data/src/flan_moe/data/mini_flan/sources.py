@@ -125,7 +125,7 @@ def _items(family: Family, instances: Iterable[Instance], count: int) -> tuple[S
             items[instance.content()] = SuiteItem(
                 id=f"{family.name}-{len(items)}",
                 input=family.prompt(instance, len(items)),
-                target=instance.answer,
+                targets=(instance.answer,),
                 options=instance.options,
                 rationale=instance.rationale,
                 problem=instance.content(),
