@@ -124,9 +124,10 @@ class Quickstart:
         from flan_moe.eval import load_suite
 
         suite = load_suite(self.data / "eval")
+        most = max(self.settings.shots)
         names: list[str] = []
         for group in dict.fromkeys(task.group for task in suite.tasks):
-            tasks = [t.name for t in suite.tasks if t.group == group and len(t.exemplars) >= 2]
+            tasks = [t.name for t in suite.tasks if t.group == group and len(t.exemplars) >= most]
             step = max(1, -(-len(tasks) // self.settings.tasks))
             names += tasks[::step]
         return suite.select(tuple(names))
