@@ -26,7 +26,7 @@ def test_the_environment_is_recorded(results):
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (lambda r: r.update(version=2), "version: 2; expected 1"),
+        (lambda r: r.update(version=1), "version: 1; expected 2"),
         (lambda r: r.update(format="lm-eval"), "format"),
         (lambda r: r.update(note=1), "unknown key 'note'"),
         (lambda r: r.pop("suite_hash"), "key 'suite_hash' is missing"),

@@ -20,7 +20,7 @@ from flan_moe.eval.requests import Loglikelihood, Response
 from flan_moe.eval.strict_json import Checked, parse_json
 
 LOG_FORMAT = "flan-moe-eval-samples"
-LOG_VERSION = 1
+LOG_VERSION = 2
 
 
 class SampleLogError(ValueError):
@@ -36,7 +36,7 @@ class Sample:
         prompt: What the model read.
         exemplars: Exemplars in the prompt.
         excess_tokens: Tokens cut from the prompt's start because it did not fit.
-        target: The right answer.
+        targets: The right answers.
         options: Candidate answers, if any.
         output: Generated text; None when options were scored.
         output_tokens: Length of ``output``, where the model can count.
@@ -52,7 +52,7 @@ class Sample:
     prompt: str
     exemplars: int
     excess_tokens: int
-    target: str
+    targets: tuple[str, ...]
     options: tuple[str, ...] | None
     output: str | None
     output_tokens: int | None
@@ -192,7 +192,7 @@ def _read_sample(record: Checked) -> Sample:
         prompt=record.text("prompt", empty=True),
         exemplars=record.integer("exemplars"),
         excess_tokens=record.integer("excess_tokens"),
-        target=record.text("target"),
+        targets=record.texts("targets"),
         options=record.optional("options", record.texts),
         output=record.optional("output", lambda key: record.text(key, empty=True)),
         output_tokens=record.optional("output_tokens", record.integer),

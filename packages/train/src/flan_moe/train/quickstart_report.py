@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from flan_moe.eval.compare import GroupComparison
 
 STATES = ("untrained", "tuned")
-GROUPS = {"held_in": "held-in", "held_out": "held-out"}
+GROUPS = {
+    "held_in": "held-in",
+    "held_out_sibling": "held-out sibling",
+    "held_out": "held-out",
+}
 SMOOTHED = 10
 """Batches that a point of a training curve averages over."""
 
