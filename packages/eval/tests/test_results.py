@@ -68,3 +68,17 @@ def test_a_run_needs_all_its_samples(suite_dir, fake_model, tmp_path):
     log.unlink()
     with pytest.raises(FileNotFoundError, match=r"sums\.0-shot\.direct\.jsonl"):
         load_run(tmp_path / "out")
+
+
+def test_results_beside_the_logs_of_another_model_are_refused(suite_dir, fake_model, tmp_path):
+    """What a rerun with ``overwrite`` leaves when it is stopped before its own results."""
+    suite = load_suite(suite_dir)
+    evaluate(fake_model(), suite, out_dir=tmp_path / "out")
+    old = (tmp_path / "out" / "results.json").read_bytes()
+    other = fake_model(answer=lambda prompt: "7", fingerprint="other")
+    evaluate(other, suite, out_dir=tmp_path / "out", overwrite=True)
+    (tmp_path / "out" / "results.json").write_bytes(old)
+    with pytest.raises(
+        SampleLogError, match=r"log of another run than the results \(model: 'other'"
+    ):
+        load_run(tmp_path / "out")
