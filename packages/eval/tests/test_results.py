@@ -36,6 +36,11 @@ def test_the_environment_is_recorded(results):
         (lambda r: r["tasks"][0]["interval"].update(mid=1), r"tasks\[0\]: interval: unknown key"),
         (lambda r: r["groups"][0].update(tasks=[1]), r"groups\[0\]: tasks"),
         (lambda r: r["groups"][0].pop("over_tasks"), "key 'over_tasks' is missing"),
+        (lambda r: r["tasks"][0].update(n=0), r"tasks\[0\]: n: 0; expected at least one"),
+        (lambda r: r["tasks"][0].update(parse_failures=4), r"tasks\[0\]: n: 3; .* the 4 parse"),
+        (lambda r: r["tasks"][0].update(score=17.0), r"tasks\[0\]: score: 17.0"),
+        (lambda r: r["tasks"][0].update(score=10**400), r"tasks\[0\]: score: 10+"),
+        (lambda r: r["tasks"][0].update(chance=1.0), r"tasks\[0\]: chance: 1.0"),
         (lambda r: r["decoding"].update(direct_tokens=1.5), "decoding: direct_tokens: 1.5"),
     ],
 )
