@@ -230,6 +230,12 @@ def test_inputs_that_do_not_fit_are_refused(kwargs, message):
         make_router("top_k")(torch.randn(5, D_MODEL), **kwargs)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_tokens_that_are_no_floats_are_refused(dtype):
+    with pytest.raises(ValueError, match=f"router input is {dtype}; expected a floating dtype"):
+        make_router("top_k")(torch.ones(5, D_MODEL, dtype=dtype))
+
+
 def test_tokens_of_another_width_are_refused():
     with pytest.raises(ValueError, match=r"shape \(2, 5, 6\); expected \(tokens, 6\)"):
         make_router("top_k")(torch.randn(2, 5, D_MODEL))

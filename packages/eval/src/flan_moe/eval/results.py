@@ -200,6 +200,17 @@ def _read(record: Checked) -> Results:
 def _read_task(entry: Checked) -> TaskScore:
     entry.only_keys(*_names(TaskScore))
     secondary = entry.mapping("secondary")
+    n, failures = entry.integer("n"), entry.integer("parse_failures")
+    if not max(1, failures) <= n:
+        raise ValueError(
+            f"{entry.where}: n: {n}; expected at least one item, and at least the {failures} "
+            "parse failures"
+        )
+    score, chance = entry.number("score"), entry.number("chance")
+    if not 0.0 <= score <= 1.0:
+        raise ValueError(f"{entry.where}: score: {score}; expected a number in [0, 1]")
+    if not 0.0 <= chance < 1.0:
+        raise ValueError(f"{entry.where}: chance: {chance}; expected a number in [0, 1)")
     return TaskScore(
         task=entry.name("task"),
         mixture=entry.text("mixture"),
@@ -209,14 +220,14 @@ def _read_task(entry: Checked) -> TaskScore:
         shots=entry.integer("shots"),
         method=entry.choice("method", get_args(Method)),
         content_hash=entry.text("content_hash"),
-        n=entry.integer("n"),
-        score=entry.number("score"),
+        n=n,
+        score=score,
         standard_error=entry.number("standard_error"),
         interval=_interval(entry, "interval"),
-        chance=entry.number("chance"),
+        chance=chance,
         normalized=entry.number("normalized"),
         secondary={key: secondary.number(key) for key in secondary.record},
-        parse_failures=entry.integer("parse_failures"),
+        parse_failures=failures,
         exemplars_dropped=entry.integer("exemplars_dropped"),
         prompts_truncated=entry.integer("prompts_truncated"),
         mean_output_tokens=entry.optional("mean_output_tokens", entry.number),

@@ -70,6 +70,28 @@ class Sample:
         return Loglikelihood(self.log_probabilities or (), self.token_counts or ())
 
 
+def log_key(
+    *,
+    model: str | None,
+    task: str,
+    content: str,
+    shots: int,
+    mode: str,
+    method: str,
+    decoding: Mapping[str, int],
+) -> dict[str, Any]:
+    """What decides the answers of a cell: two runs with equal keys may share a log."""
+    return {
+        "model": model,
+        "task": task,
+        "content": content,
+        "shots": shots,
+        "mode": mode,
+        "method": method,
+        "max_new_tokens": decoding.get(f"{mode}_tokens") if method == "generate" else None,
+    }
+
+
 def log_path(out_dir: Path, *, task: str, shots: int, mode: str) -> Path:
     """Where the log of a cell is."""
     return out_dir / "samples" / f"{task}.{shots}-shot.{mode}.jsonl"
@@ -127,16 +149,22 @@ class SampleLog:
         write_text(self.path, "".join([self._header, *lines]))
 
 
-def read_samples(path: Path) -> list[Sample]:
-    """All samples of a log, in its order.
+def read_samples(path: Path, key: Mapping[str, Any]) -> list[Sample]:
+    """All samples of the log with a key, in its order.
 
     Raises:
         FileNotFoundError: There is no such file.
-        SampleLogError: A line is corrupt; the message names file and line.
+        SampleLogError: The log has another key, or a line is corrupt; the message names file and
+            line.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected a log of samples")
-    _read_header(path)
+    difference = _difference(_read_header(path), key)
+    if difference is not None:
+        raise SampleLogError(
+            f"{path}: the log of another run than the results ({difference}); expected the log "
+            "that they were computed from"
+        )
     return _read_samples(path)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -77,6 +78,7 @@ class Stack(nn.Module):
     ) -> Tensor:
         if inputs_embeds is not None:
             return layout.flatten(inputs_embeds)
+        _check_ids(self.stack, input_ids, self._embedding[0].num_embeddings)
         return self._embedding[0](layout.flatten(input_ids))
 
     def _run(
@@ -258,12 +260,24 @@ def check_input(
     shape = input_ids.shape if input_ids is not None else inputs_embeds.shape[:2]
     if len(shape) != 2:
         raise ValueError(f"{prefix}input_ids has shape {tuple(shape)}; expected (batch, length)")
+    if shape[1] == 0:
+        raise ValueError(f"{prefix}input_ids has shape {tuple(shape)}; expected a length above 0")
     for name, tensor in ((f"{prefix}attention_mask", mask), (f"{stack}_segments", segments)):
         if tensor is not None and tensor.shape != shape:
             raise ValueError(
                 f"{name} has shape {tuple(tensor.shape)}; expected {tuple(shape)}, like the input"
             )
     return tuple(shape)
+
+
+def _check_ids(stack: StackName, input_ids: Tensor, vocab_size: int) -> None:
+    """Name an id that the embedding lacks; on CPU only, elsewhere it would wait for the device."""
+    if input_ids.device.type != "cpu" or not input_ids.numel() or torch.compiler.is_compiling():
+        return
+    for found in (int(input_ids.min()), int(input_ids.max())):
+        if not 0 <= found < vocab_size:
+            name = "input_ids" if stack == "encoder" else "decoder_input_ids (or labels)"
+            raise ValueError(f"{name} holds {found}; expected ids below vocab_size, {vocab_size}")
 
 
 def refuse_attentions(output_attentions: bool | None) -> None:

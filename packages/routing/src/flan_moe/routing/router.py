@@ -88,7 +88,7 @@ class Router(nn.Module):
             The routing, with unweighted losses and statistics.
 
         Raises:
-            ValueError: if a shape or, on CPU, a forced expert does not fit.
+            ValueError: if a shape, a dtype or, on CPU, a forced expert does not fit.
         """
         self._check_inputs(x_TD, sequence_T, forced_experts)
         logits_TE = router_logits(
@@ -189,6 +189,8 @@ class Router(nn.Module):
             raise ValueError(
                 f"router input has shape {tuple(x_TD.shape)}; expected (tokens, {d_model})"
             )
+        if not x_TD.is_floating_point():
+            raise ValueError(f"router input is {x_TD.dtype}; expected a floating dtype")
         if sequence_T is not None and sequence_T.shape != x_TD.shape[:1]:
             raise ValueError(
                 f"sequence_T has shape {tuple(sequence_T.shape)}; expected ({x_TD.shape[0]},)"
