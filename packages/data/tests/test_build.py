@@ -11,7 +11,7 @@ import pytest
 from flan_moe.data.build import BuildOptions, build_data_directory
 from flan_moe.data.example import Example
 from flan_moe.data.manifest import open_data_directory, read_manifest
-from flan_moe.data.mini_flan import TASK_FAMILIES
+from flan_moe.data.mini_flan import TASK_FAMILIES, group_of
 from flan_moe.data.shards import read_mds, read_webdataset
 from flan_moe.data.suite import SuiteItem
 from flan_moe.data.task_source import TaskContent, TaskSource
@@ -55,9 +55,9 @@ def test_the_manifest_describes_what_is_there(mini):
     manifest = open_data_directory(mini, hashes=True)
     assert [task["name"] for task in manifest.tasks] == [family.name for family in TASK_FAMILIES]
     assert [task["id"] for task in manifest.tasks] == list(range(24))
-    for task in manifest.tasks:
-        held_out = task["name"] in HELD_OUT
-        assert task["group"] == ("held_out" if held_out else "held_in")
+    for task, family in zip(manifest.tasks, TASK_FAMILIES, strict=True):
+        held_out = family.held_out
+        assert task["group"] == group_of(family)
         assert task["train"] == (0 if held_out else 40)
         assert task["eval"] == 12
     assert set(manifest.splits["train"]) == {"muffin", "t0_sf", "niv2", "cot"}
@@ -87,18 +87,19 @@ def test_no_evaluation_question_is_in_any_training_prompt(mini):
 
 def test_the_suite_has_the_promised_format(mini):
     record = json.loads((mini / "eval" / "suite.json").read_text())
-    assert (record["format"], record["version"]) == ("flan-moe-eval-suite", 1)
+    assert (record["format"], record["version"]) == ("flan-moe-eval-suite", 2)
     assert record["name"] == "mini-flan"
     for (task, items, exemplars), family in zip(suite(mini), TASK_FAMILIES, strict=True):
         assert task["name"] == family.name
-        assert task["group"] == ("held_out" if family.held_out else "held_in")
+        assert task["group"] == group_of(family)
         assert task["cot"] == family.cot
+        assert task["chance"] == family.chance
         assert task["cot_cue"] == ("Let's think step by step." if family.cot else "")
         for item in items + exemplars:
-            assert set(item) == {"id", "input", "target", "options", "rationale"}
+            assert set(item) == {"id", "input", "targets", "options", "rationale"}
             assert (item["rationale"] is not None) == family.cot
             if family.kind == "multiple_choice":
-                assert item["target"] in item["options"]
+                assert set(item["targets"]) <= set(item["options"])
                 assert all(f"\n- {option}" in item["input"] for option in item["options"])
 
 
@@ -147,7 +148,10 @@ def source(name="copy", **content):
         Example(task=name, mixture="jsonl", template="zero_shot/0", prompt=p, target=p, meta=meta)
         for p, meta in content.pop("train")
     ]
-    items = tuple(SuiteItem(id=text, input=text, target="x") for text in content.pop("items", ()))
+    items = tuple(
+        SuiteItem(id=text, input=text, targets=("x",), problem=text)
+        for text in content.pop("items", ())
+    )
     return TaskSource(
         name=name,
         mixture="jsonl",
@@ -171,7 +175,7 @@ def test_questions_that_training_shows_in_any_task_are_removed_and_counted(tmp_p
     second = source("b", train=[("four", {})], items=("one", "two", "three", "four", "five"))
     manifest = build_data_directory(tmp_path / "out", [first, second], OPTIONS, report=silent)
     assert manifest.dropped == {"evaluation question also in training": 4}
-    assert [task["eval"] for task in manifest.tasks] == [0, 1]
+    assert [(task["eval"], task["eval_removed"]) for task in manifest.tasks] == [(0, 0), (1, 4)]
     (entry,) = json.loads((tmp_path / "out" / "eval" / "suite.json").read_text())["tasks"]
     assert entry["name"] == "b"
     assert "five" in (tmp_path / "out" / "eval" / entry["file"]).read_text()
@@ -213,15 +217,13 @@ def test_an_existing_directory_is_refused_before_any_work(mini, tmp_path):
 
 def test_a_build_that_is_stopped_leaves_nothing_under_the_name(tmp_path):
     command = [sys.executable, "-m", "flan_moe.data.cli", "mini", "--examples-per-task", "100"]
-    builds = {}
     for number in (signal.SIGTERM, signal.SIGKILL):
         folder = tmp_path / number.name
         folder.mkdir()
         out = [*command, "--out", str(folder / "out")]
-        builds[number] = folder, subprocess.Popen(out, stderr=subprocess.PIPE, text=True)
-    for number, (folder, process) in builds.items():
+        process = subprocess.Popen(out, stderr=subprocess.PIPE, text=True)
         for line in process.stderr:  # the middle: shards of the first task are being written
-            if "entailment" in line:
+            if "sentiment" in line:
                 break
         process.send_signal(number)
         rest = process.stderr.read()

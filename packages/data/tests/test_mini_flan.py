@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from flan_moe.data.mini_flan import MIXTURES, TASK_FAMILIES, Family, Instance, family
+from flan_moe.data.mini_flan import MIXTURES, TASK_FAMILIES, Family, Instance, family, group_of
 from flan_moe.data.mini_flan.lexicon import KINDS, counted, kind_of, listed, plural
 from flan_moe.data.mini_flan.sources import mini_flan_sources
 
@@ -15,9 +15,22 @@ NAMES = [f.name for f in TASK_FAMILIES]
 def test_six_families_in_the_manner_of_each_mixture_and_six_held_out_of_all():
     assert Counter(f.mixture for f in TASK_FAMILIES) == dict.fromkeys(MIXTURES, 6)
     assert len(set(NAMES)) == 24
-    held_out = [f for f in TASK_FAMILIES if f.held_out]
-    assert len(held_out) == 6
-    assert {f.mixture for f in held_out} == set(MIXTURES)
+    assert sum(f.held_out for f in TASK_FAMILIES) == 6
+
+
+def test_a_cluster_of_each_mixture_is_held_out_whole():
+    groups = {}
+    for task in TASK_FAMILIES:
+        groups.setdefault(group_of(task), []).append(task)
+    assert sorted(f.mixture for f in groups["held_out"]) == sorted(MIXTURES)
+    trained = {f.cluster for f in groups["held_in"]}
+    assert not trained & {f.cluster for f in groups["held_out"]}
+    assert {f.cluster for f in groups["held_out_sibling"]} <= trained
+    generators = {f.generate for f in groups["held_in"]}
+    wordings = {template for f in groups["held_in"] for template in f.templates}
+    for task in groups["held_out"]:
+        assert task.generate not in generators
+        assert not wordings & set(task.templates)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -96,6 +109,7 @@ def test_a_family_checks_its_own_declaration():
     good = {
         "name": "x",
         "mixture": "cot",
+        "cluster": "x",
         "kind": "generate",
         "templates": ("{a}1", "{a}2", "{a}3", "{a}4"),
         "generate": lambda rng: Instance(fields={"a": str(rng.random())}, answer="b"),
@@ -105,7 +119,7 @@ def test_a_family_checks_its_own_declaration():
         ("mixture", "flan", "mixture is 'flan'"),
         ("kind", "choice", "kind is 'choice'"),
         ("templates", ("{a}",) * 4, "1 templates; expected 4"),
-        ("chance", 0.5, "chance is 0.5"),
+        ("chance", 1.0, "chance is 1.0"),
     ):
         with pytest.raises(ValueError, match=message):
             Family(**{**good, key: value})

@@ -59,14 +59,14 @@ def test_weights_decide_the_mixtures_and_counts_the_tasks(mini):
 
 
 def test_caps_bound_a_tasks_rate(mini_copy):
-    file = mini_copy / "train" / "cot" / "tasks.json"
+    file = mini_copy / "train" / "niv2" / "tasks.json"
     table = json.loads(file.read_text())
     table["tasks"][0]["cap"] = 10
     file.write_text(json.dumps(table))
     manifest = json.loads((mini_copy / "manifest.json").read_text())
-    manifest["files"]["train/cot/tasks.json"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    manifest["files"]["train/niv2/tasks.json"] = hashlib.sha256(file.read_bytes()).hexdigest()
     (mini_copy / "manifest.json").write_text(json.dumps(manifest))
-    only = {"muffin": 0, "t0_sf": 0, "niv2": 0, "cot": 1}
+    only = {"muffin": 0, "t0_sf": 0, "niv2": 1, "cot": 0}
     dataset = build_mixture_dataset(mini_copy, batch_size=10, weights=only)
     assert dataset.epoch_size == 10 + 3 * 40
     assert dataset.quotas(0, 0).tolist() == [10, 40, 40, 40]

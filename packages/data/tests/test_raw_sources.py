@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from flan_moe.data.build import BuildOptions, build_data_directory
+from flan_moe.data.manifest import read_manifest
 from flan_moe.data.raw_sources import (
     RawOptions,
     answer_options,
@@ -16,6 +17,8 @@ from flan_moe.data.raw_sources import (
 )
 from flan_moe.data.readers import RawDataError, RawTask, Record
 from flan_moe.data.readers.record import keep_usable
+from flan_moe.data.shards import read_mds
+from flan_moe.data.tokenizer import load_tokenizer
 
 
 def raw_task(records, definition=None, examples=()):
@@ -150,8 +153,8 @@ def write_raw(path):
     }
 
 
-def build(paths, out, held_out=("task2_text",)):
-    options = RawOptions(evaluation=10, validation=8)
+def build(paths, out, held_out=("task2_text",), evaluation=10):
+    options = RawOptions(evaluation=evaluation, validation=8)
     sources = raw_sources(options, held_out=held_out, **paths)
     chosen = BuildOptions(name="raw", source="test", vocab_size=600)
     return build_data_directory(out, sources, chosen, report=lambda line: None)
@@ -177,6 +180,17 @@ def test_the_three_formats_build_together(tmp_path):
     assert item["rationale"].startswith("Add ")
 
 
+def test_every_reference_of_a_problem_is_an_accepted_answer(tmp_path):
+    paths = write_raw(tmp_path / "raw")
+    file = paths["natural_instructions"] / "task2_text.json"
+    task = json.loads(file.read_text())
+    task["Instances"][0]["output"] = ["o0", "nought", "o0"]
+    file.write_text(json.dumps(task))
+    build(paths, tmp_path / "out")
+    lines = (tmp_path / "out" / "eval" / "task2_text.jsonl").read_text().splitlines()
+    assert [json.loads(line)["targets"] for line in lines[:2]] == [["o0", "nought"], ["o1"]]
+
+
 def test_a_damaged_raw_file_leaves_nothing(tmp_path):
     paths = write_raw(tmp_path / "raw")
     paths["cot"].write_text(paths["cot"].read_text()[:-5])
@@ -199,6 +213,64 @@ def test_held_out_names(tmp_path):
         groups(["task999"])
     with pytest.raises(ValueError, match="no raw data"):
         raw_sources(RawOptions())
+
+
+def suite_inputs(out, task):
+    file = out / "eval" / f"{task}.jsonl"
+    return [json.loads(line)["input"] for line in file.read_text().splitlines()]
+
+
+def test_a_question_that_another_file_trains_on_is_removed_in_any_wording(tmp_path):
+    """Two files with the same questions, one of them held out: none is left that was trained."""
+    questions = [f"How many legs have {i} dogs?" for i in range(60)]
+    (tmp_path / "cot").mkdir()
+    for name, texts in (("a", questions), ("b", [q.upper().replace(" ", "  ") for q in questions])):
+        rows = "".join(f"{text}\t{i}\tCount {i}.\n" for i, text in enumerate(texts))
+        (tmp_path / "cot" / f"{name}_train.tsv").write_text(rows)
+    out = tmp_path / "out"
+    lines = []
+    build_data_directory(
+        out,
+        raw_sources(
+            RawOptions(evaluation=52, validation=8), cot=tmp_path / "cot", held_out=["cot_b"]
+        ),
+        BuildOptions(name="raw", source="test", vocab_size=400),
+        report=lines.append,
+    )
+    entries = {task["name"]: task for task in read_manifest(out).tasks}
+    removed = entries["cot_b"]["eval_removed"]
+    assert removed > 30, "all but those that the other file evaluates on as well"
+    assert entries["cot_b"]["eval"] == 52 - removed
+    assert entries["cot_a"]["eval_removed"] == 0
+    assert f"  cot_b: {removed} of 52 questions are also in training" in lines
+    tokenizer = load_tokenizer(out / "tokenizer")
+    shown = "\n".join(
+        tokenizer.decode(sample["input_ids"].tolist(), skip_special_tokens=True)
+        for split in ("train", "validation")
+        for sample in read_mds(out / split / "cot")
+    )
+    for asked in suite_inputs(out, "cot_b"):
+        number = asked.split("HAVE  ")[1].split()[0]
+        assert f"have {number} dogs" not in shown
+
+
+def test_the_same_input_under_another_definition_is_removed(tmp_path):
+    for name, definition in (("task1_a", "Name the mood."), ("task2_b", "How does it sound?")):
+        task = {
+            "Definition": [definition],
+            "Positive Examples": [{"input": "shown", "output": "out", "explanation": ""}],
+            "Instances": [{"input": f"sentence {i}", "output": [f"o{i}"]} for i in range(40)],
+        }
+        (tmp_path / f"{name}.json").write_text(json.dumps(task))
+    manifest = build(
+        {"natural_instructions": tmp_path}, tmp_path / "out", held_out=["task2_b"], evaluation=20
+    )
+    # The other task evaluates on the first ten sentences, and trains or validates on the rest.
+    assert [task["eval_removed"] for task in manifest.tasks] == [0, 10]
+    assert all(
+        int(asked.split("sentence ")[1].split()[0]) < 10
+        for asked in suite_inputs(tmp_path / "out", "task2_b")
+    )
 
 
 @pytest.mark.parametrize(

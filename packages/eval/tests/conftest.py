@@ -28,7 +28,7 @@ def items(name, count, *, options=None, cot=False, start=0):
             {
                 "id": f"{name}-{i}",
                 "input": f"{name} : what is {i % 10} plus {i // 10 % 10} {'a ' * (i % 4)}?",
-                "target": target,
+                "targets": [target],
                 "options": options,
                 "rationale": f"we add them {i % 10} ." if cot else None,
             }
@@ -94,7 +94,7 @@ def suite_dir(tmp_path):
     ]
     record = {
         "format": "flan-moe-eval-suite",
-        "version": 1,
+        "version": 2,
         "name": "toy",
         "source": "written for the tests",
         "tasks": tasks,

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from flan_moe.eval import GenerateRequest, HFCausalModel, HFSeq2SeqModel, LoglikelihoodRequest
 
@@ -73,6 +74,17 @@ def test_texts_equal_generate_one_by_one(gpt2, bare_tokenizer, prompts):
         new = ids[0, inputs.input_ids.shape[1] :]
         assert text == bare_tokenizer.decode(new, skip_special_tokens=True)
     assert len(set(found)) > 1
+
+
+def test_the_models_own_generation_settings_change_nothing(
+    gpt2, bare_tokenizer, prompts, monkeypatch
+):
+    lm = HFCausalModel(gpt2, bare_tokenizer)
+    requests = [GenerateRequest(prompt, 6) for prompt in prompts]
+    expected = lm.generate(requests)
+    own = GenerationConfig(do_sample=True, temperature=50.0)
+    monkeypatch.setattr(gpt2, "generation_config", own)
+    assert lm.generate(requests) == expected
 
 
 @pytest.fixture(scope="module")

@@ -76,6 +76,7 @@ def test_run_prints_tables_and_writes_results(workplace, capsys):
         ("run --model model --suite mini-flan/eval --out out --shots 9", "shots: [9]"),
         ("run --model model --suite mini-flan/eval --out out --task x", "'x' is not in suite"),
         ("run --model model --suite mini-flan/eval --out out --cot-tokens 0", "cot_tokens: 0"),
+        ("run --model model --suite mini-flan/eval --out model/config.json/x", "is a file"),
         ("show mini-flan/eval --task sums --item 99", "--item: 99"),
         ("show mini-flan/eval --task colours --mode cot", "mode 'cot'"),
         ("compare model mini-flan", "results.json: no such file"),

@@ -19,7 +19,9 @@ from flan_moe.eval import (
     evaluate,
     load_run,
     load_suite,
+    write_report,
 )
+from flan_moe.eval.console import results_text
 from flan_moe.eval.statistics import wilson_interval
 
 
@@ -97,6 +99,7 @@ def test_known_mistakes_give_known_scores(suite_dir, fake_model):
     assert colours.normalized == pytest.approx(100 * (0.2 - 0.25) / 0.75)
     assert (colours.method, sums.method) == ("loglikelihood", "generate")
     held_out, held_in = results.groups
+    assert (held_out.chance, held_in.chance) == (0.0, 0.25)
     # A group of one task has that task's interval, normalised with its chance score.
     assert held_in.normalized == pytest.approx(colours.normalized)
     for end in ("low", "high"):
@@ -106,6 +109,53 @@ def test_known_mistakes_give_known_scores(suite_dir, fake_model):
         assert getattr(held_in.normalized_over_items, end) == pytest.approx(expected)
     assert held_out.score == pytest.approx(5 / 12)
     assert held_out.parse_failure_rate == pytest.approx(1 / 12)
+
+
+@pytest.mark.parametrize(("answer", "share"), [("one", 1.0), ("1", 1.0), ("two", 0.0)])
+def test_any_of_several_right_answers_counts(suite_dir, fake_model, tmp_path, answer, share):
+    file = suite_dir / "sums.jsonl"
+    rows = [json.loads(line) | {"targets": ["1", "one"]} for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    suite = load_suite(suite_dir).select(("sums",))
+    model = fake_model(answer=lambda prompt: answer)
+    results = evaluate(model, suite, modes=["direct"], out_dir=tmp_path / "run")
+    (score,) = results.tasks
+    assert (score.score, score.secondary["strict_exact_match"]) == (share, share)
+    (samples,) = load_run(tmp_path / "run").samples.values()
+    assert {sample.targets for sample in samples} == {("1", "one")}
+    page = write_report(tmp_path / "report", runs=[load_run(tmp_path / "run")]).read_text()
+    assert "target: <strong>1 or one</strong>" in page
+
+
+def test_any_of_several_right_options_counts(suite_dir, fake_model):
+    file = suite_dir / "colours.jsonl"
+    rows = [
+        json.loads(line) | {"targets": ["red", "green"]} for line in file.read_text().splitlines()
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    suite = load_suite(suite_dir).select(("colours",))
+    for option, share in (("green", 1.0), ("blue", 0.0)):
+        model = fake_model(score=lambda prompt, o, option=option: float(o == option))
+        assert evaluate(model, suite).tasks[0].score == share
+
+
+def test_siblings_of_trained_tasks_are_a_group_of_their_own(suite_dir, fake_model, tmp_path):
+    file = suite_dir / "suite.json"
+    record = json.loads(file.read_text())
+    record["tasks"][1]["group"] = "held_out_sibling"
+    file.write_text(json.dumps(record))
+    results = evaluate(
+        fake_model(), load_suite(suite_dir), modes=["direct"], out_dir=tmp_path / "run"
+    )
+    groups = {group.group: group.tasks for group in results.groups}
+    assert list(groups.items()) == [
+        ("held_out", ("sums",)),
+        ("held_out_sibling", ("more_sums",)),
+        ("held_in", ("colours",)),
+    ]
+    assert "held-out sibling" in results_text(results)
+    page = write_report(tmp_path / "report", runs=[load_run(tmp_path / "run")]).read_text()
+    assert '<span class="tag held_out_sibling">held-out sibling</span>' in page
 
 
 def test_the_per_token_choice_is_reported_apart(suite_dir, fake_model):
@@ -296,7 +346,7 @@ def test_a_log_torn_in_its_header_is_begun_again(finished):
         (4, "{broken", "sums.0-shot.direct.jsonl:4: not JSON"),
         (4, "{}", "sums.0-shot.direct.jsonl:4: key 'secondary' is missing"),
         (1, "{}", "sums.0-shot.direct.jsonl:1: key 'format' is missing"),
-        (1, '{"format": "flan-moe-eval-samples", "version": 9}', "version: 9; expected 1"),
+        (1, '{"format": "flan-moe-eval-samples", "version": 9}', "version: 9; expected 2"),
     ],
 )
 def test_a_corrupt_log_is_named_with_its_line(finished, line, text, complaint):

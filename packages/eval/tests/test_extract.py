@@ -145,7 +145,7 @@ def task_of(targets, options=None):
         answer_cue="",
         chance=0.0,
         items=tuple(
-            Item(id=str(i), input="?", target=target, options=options)
+            Item(id=str(i), input="?", targets=(target,), options=options)
             for i, target in enumerate(targets)
         ),
     )

@@ -1,5 +1,7 @@
 """Models are loaded by path, with their tokenizer, or refused with a reason."""
 
+import json
+
 import pytest
 import torch
 
@@ -67,6 +69,27 @@ def test_missing_weights_are_refused_and_not_invented(saved):
     save_file(weights, saved / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"1 weights are missing, the first is decoder\.final"):
         load_language_model(saved, device="cpu")
+
+
+def test_weights_that_the_configuration_has_no_place_for_are_refused(saved):
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | {"num_decoder_layers": 1}))
+    with pytest.raises(ValueError, match=r"t5: \d+ weights have no place in the model"):
+        load_language_model(saved, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"device": "abacus"}, r"device: 'abacus'; expected one that torch can use"),
+        ({"device": "meta"}, r"device: 'meta'; expected one that torch can use"),
+        ({"max_tokens": 0}, r"max_tokens: 0; expected at least 1"),
+        ({"token_budget": -1}, r"token_budget: -1; expected at least 1"),
+    ],
+)
+def test_settings_are_refused_before_anything_is_read(tmp_path, settings, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        load_language_model(tmp_path / "nowhere", **settings)
 
 
 def test_a_model_that_an_installed_package_registers(tmp_path, tokenizer, prompts):

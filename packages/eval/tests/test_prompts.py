@@ -16,10 +16,10 @@ TASK = Task(
     cot_cue="Let's think step by step.",
     answer_cue="the answer is",
     chance=0.0,
-    items=(Item(id="q", input="What is 1 + 1?", target="2"),),
+    items=(Item(id="q", input="What is 1 + 1?", targets=("2",)),),
     exemplars=(
-        Item(id="a", input="What is 2 + 2?", target="4", rationale="2 and 2 make 4."),
-        Item(id="b", input="What is 3 + 2?", target="5", rationale="3 and 2 make 5."),
+        Item(id="a", input="What is 2 + 2?", targets=("4",), rationale="2 and 2 make 4."),
+        Item(id="b", input="What is 3 + 2?", targets=("5",), rationale="3 and 2 make 5."),
     ),
 )
 ITEM = TASK.items[0]
@@ -65,6 +65,6 @@ def test_impossible_prompts_are_refused():
         build_prompt(TASK, ITEM, shots=3, mode="direct")
     with pytest.raises(ValueError, match="mode 'cot'"):
         build_prompt(replace(TASK, cot=False), ITEM, shots=0, mode="cot")
-    bare = replace(TASK, exemplars=(Item(id="a", input="?", target="4"),))
+    bare = replace(TASK, exemplars=(Item(id="a", input="?", targets=("4",)),))
     with pytest.raises(ValueError, match="item 'a': no rationale"):
         build_prompt(bare, ITEM, shots=1, mode="cot")

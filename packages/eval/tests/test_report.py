@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from flan_moe.eval import Heatmap, Point, Series, evaluate, load_run, load_suite, write_report
+from flan_moe.eval.console import results_text
 
 ATTACK = "<script>alert('x')</script> & $title ${body} \"quoted\" __proto__"
 
@@ -30,6 +31,17 @@ def runs(suite_dir, fake_model, tmp_path):
         load_run(tmp_path / "before"),
         load_run(tmp_path / "after", label=f"after {ATTACK}"),
     ]
+
+
+def test_chance_stands_beside_every_group_and_task(runs, tmp_path):
+    page = write_report(tmp_path / "report", runs=runs).read_text()
+    assert '<td class="number">25.0</td>' in page
+    assert "chance 25.0" in page
+    for table in results_text(runs[0].results).split("\n\n")[1:3]:
+        head, _, *rows = table.splitlines()
+        assert "chance" in head
+        held_in = next(row for row in rows if "held-in" in row)
+        assert "25.0" in held_in.split()
 
 
 EXTRAS = {

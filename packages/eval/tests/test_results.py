@@ -26,7 +26,7 @@ def test_the_environment_is_recorded(results):
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (lambda r: r.update(version=2), "version: 2; expected 1"),
+        (lambda r: r.update(version=1), "version: 1; expected 2"),
         (lambda r: r.update(format="lm-eval"), "format"),
         (lambda r: r.update(note=1), "unknown key 'note'"),
         (lambda r: r.pop("suite_hash"), "key 'suite_hash' is missing"),
@@ -36,6 +36,11 @@ def test_the_environment_is_recorded(results):
         (lambda r: r["tasks"][0]["interval"].update(mid=1), r"tasks\[0\]: interval: unknown key"),
         (lambda r: r["groups"][0].update(tasks=[1]), r"groups\[0\]: tasks"),
         (lambda r: r["groups"][0].pop("over_tasks"), "key 'over_tasks' is missing"),
+        (lambda r: r["tasks"][0].update(n=0), r"tasks\[0\]: n: 0; expected at least one"),
+        (lambda r: r["tasks"][0].update(parse_failures=4), r"tasks\[0\]: n: 3; .* the 4 parse"),
+        (lambda r: r["tasks"][0].update(score=17.0), r"tasks\[0\]: score: 17.0"),
+        (lambda r: r["tasks"][0].update(score=10**400), r"tasks\[0\]: score: 10+"),
+        (lambda r: r["tasks"][0].update(chance=1.0), r"tasks\[0\]: chance: 1.0"),
         (lambda r: r["decoding"].update(direct_tokens=1.5), "decoding: direct_tokens: 1.5"),
     ],
 )
@@ -67,4 +72,18 @@ def test_a_run_needs_all_its_samples(suite_dir, fake_model, tmp_path):
         load_run(tmp_path / "out")
     log.unlink()
     with pytest.raises(FileNotFoundError, match=r"sums\.0-shot\.direct\.jsonl"):
+        load_run(tmp_path / "out")
+
+
+def test_results_beside_the_logs_of_another_model_are_refused(suite_dir, fake_model, tmp_path):
+    """What a rerun with ``overwrite`` leaves when it is stopped before its own results."""
+    suite = load_suite(suite_dir)
+    evaluate(fake_model(), suite, out_dir=tmp_path / "out")
+    old = (tmp_path / "out" / "results.json").read_bytes()
+    other = fake_model(answer=lambda prompt: "7", fingerprint="other")
+    evaluate(other, suite, out_dir=tmp_path / "out", overwrite=True)
+    (tmp_path / "out" / "results.json").write_bytes(old)
+    with pytest.raises(
+        SampleLogError, match=r"log of another run than the results \(model: 'other'"
+    ):
         load_run(tmp_path / "out")

@@ -11,12 +11,12 @@ from flan_moe.eval.scoring import choose, exact_match, normalize_text
     [("18.0", "18"), ("1,000", "1000"), ("$5", "5"), ("20%", "20"), ("1/2", "0.5")],
 )
 def test_numbers_are_compared_by_value(answer, target):
-    assert exact_match(answer, target, kind="number")
+    assert exact_match(answer, [target], kind="number")
 
 
 @pytest.mark.parametrize(("answer", "target"), [("10", "1"), ("-5", "5"), ("7/8", "7")])
 def test_other_numbers_are_wrong(answer, target):
-    assert not exact_match(answer, target, kind="number")
+    assert not exact_match(answer, [target], kind="number")
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_other_numbers_are_wrong(answer, target):
     ],
 )
 def test_texts_are_compared_in_normalised_form(answer, target):
-    assert exact_match(answer, target, kind="text")
+    assert exact_match(answer, [target], kind="text")
 
 
 @pytest.mark.parametrize(
@@ -39,11 +39,11 @@ def test_texts_are_compared_in_normalised_form(answer, target):
     [("the whale", "whale"), ("] ]", "]]"), ("(a)", "a"), ("whales", "whale"), ("", "whale")],
 )
 def test_other_texts_are_wrong(answer, target):
-    assert not exact_match(answer, target, kind="text")
+    assert not exact_match(answer, [target], kind="text")
 
 
 def test_no_answer_is_wrong_even_where_the_target_is_empty():
-    assert not exact_match(None, "", kind="text")
+    assert not exact_match(None, [""], kind="text")
 
 
 def test_normalising_twice_changes_nothing():

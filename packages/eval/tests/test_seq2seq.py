@@ -5,7 +5,7 @@ import logging
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from flan_moe.eval import (
     Fingerprinted,
@@ -98,6 +98,29 @@ def test_texts_equal_generate_one_by_one(t5, tokenizer, prompts):
     found = HFSeq2SeqModel(t5, tokenizer).generate([GenerateRequest(p, 12) for p in prompts])
     assert found == [direct_text(t5, tokenizer, prompt, 12) for prompt in prompts]
     assert len(set(found)) > 1
+
+
+def test_the_models_own_generation_settings_change_nothing(t5, tokenizer, prompts, monkeypatch):
+    lm = HFSeq2SeqModel(t5, tokenizer)
+    requests = [GenerateRequest(prompt, 6) for prompt in prompts]
+    expected = lm.generate(requests)
+    own = GenerationConfig(
+        do_sample=True, temperature=50.0, num_beams=3, repetition_penalty=9.0, max_length=2
+    )
+    monkeypatch.setattr(t5, "generation_config", own)
+    assert lm.generate(requests) == expected
+    assert t5.generation_config is own
+
+
+def test_a_model_that_computes_nan_is_refused(t5, tokenizer, prompts):
+    broken = copy.deepcopy(t5)
+    with torch.no_grad():
+        broken.shared.weight.fill_(float("nan"))
+    lm = HFSeq2SeqModel(broken, tokenizer)
+    with pytest.raises(ValueError, match="logits hold NaN"):
+        lm.generate([GenerateRequest(prompts[0], 6)])
+    with pytest.raises(ValueError, match=r"log_probabilities: \(nan.*finite numbers"):
+        lm.loglikelihood([LoglikelihoodRequest(prompts[0], OPTIONS)])
 
 
 def test_the_decoder_is_bounded_by_the_request_and_by_nothing_else(t5, tokenizer, prompts):

@@ -18,7 +18,7 @@ def test_a_suite_is_read_whole(suite_dir):
     assert colours.items[1] == Item(
         id="colours-1",
         input="colours : what is 1 plus 0 a ?",
-        target="blue",
+        targets=("blue",),
         options=("red", "blue", "green", "big car"),
     )
     assert load_suite(suite_dir / "suite.json") == suite
@@ -34,8 +34,8 @@ def edit_suite(suite_dir, change):
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (lambda r: r.update(version=2), r"suite\.json: version: 2; expected 1"),
-        (lambda r: r.update(version=True), "version: true; expected 1"),
+        (lambda r: r.update(version=1), r"suite\.json: version: 1; expected 2"),
+        (lambda r: r.update(version=True), "version: true; expected 2"),
         (lambda r: r.update(format="other"), 'format: "other"'),
         (lambda r: r.pop("name"), "key 'name' is missing"),
         (lambda r: r.update(extra=1), "unknown key 'extra'"),
@@ -45,6 +45,7 @@ def edit_suite(suite_dir, change):
         (lambda r: r["tasks"][1].update(name="sums"), r"tasks\[1\]: name: 'sums' is used twice"),
         (lambda r: r["tasks"][0].update(name="../x"), r"tasks\[0\]: name"),
         (lambda r: r["tasks"][0].update(chance=1.0), r"tasks\[0\]: chance: 1.0"),
+        (lambda r: r["tasks"][0].update(chance=10**400), r"tasks\[0\]: chance: 10+"),
         (lambda r: r["tasks"][0].update(chance="a"), r"tasks\[0\]: chance: \"a\""),
         (lambda r: r["tasks"][0].update(cot="yes"), r"tasks\[0\]: cot: \"yes\""),
         (lambda r: r["tasks"][0].update(cot_cue=""), r"tasks\[0\]: cot_cue"),
@@ -66,17 +67,27 @@ def test_mistakes_in_suite_json_are_named(suite_dir, change, complaint):
         ("sums", "{", "sums.jsonl:3: not JSON at column"),
         ("sums", "[]", r"sums.jsonl:3: \[\]; expected a JSON object"),
         ("sums", "", "sums.jsonl:3: blank line"),
-        ("sums", '{"id": "x"}', "sums.jsonl:3: key 'target' is missing"),
+        ("sums", "[" * 100_000, "sums.jsonl:3: nested too deeply"),
+        ("sums", {"input": "\ud800"}, r"sums.jsonl:3: '\\ud800' is half of a character"),
+        ("sums", {"targets": [" "]}, "sums.jsonl:3: targets: .* not blank"),
+        ("colours", {"options": ["red", " "]}, "colours.jsonl:3: options: .* not blank"),
+        ("sums", '{"id": "x"}', "sums.jsonl:3: key 'targets' is missing"),
         ("sums", '{"id": 7}', "sums.jsonl:3: "),
         ("sums", {"input": ""}, "sums.jsonl:3: input: "),
-        ("sums", {"target": 7}, "sums.jsonl:3: target: 7; expected a string"),
+        ("sums", {"targets": "7"}, 'sums.jsonl:3: targets: "7"; expected a list of strings'),
         ("sums", {"id": "sums-0"}, "sums.jsonl:3: id: 'sums-0' is used twice"),
         ("sums", {"question": "?"}, "sums.jsonl:3: unknown key 'question'"),
         ("sums", '{"id": "a", "id": "b"}', "sums.jsonl:3: key 'id' is repeated"),
         ("colours", {"options": None}, "colours.jsonl:3: options: null"),
         ("colours", {"options": ["red"]}, "colours.jsonl:3: options: "),
         ("colours", {"options": ["red", "red"]}, "colours.jsonl:3: options: "),
-        ("colours", {"target": "pink"}, "colours.jsonl:3: target: 'pink'; expected one of"),
+        ("sums", {"targets": []}, r"sums.jsonl:3: targets: \[\]; expected one or more"),
+        ("sums", {"targets": ["7", "7"]}, "sums.jsonl:3: targets: .* different strings"),
+        (
+            "colours",
+            {"targets": ["red", "pink"]},
+            "colours.jsonl:3: targets: .*some of the options",
+        ),
         ("sums.exemplars", {"rationale": None}, "sums.exemplars.jsonl:3: rationale: null"),
     ],
 )
@@ -105,7 +116,7 @@ def test_an_exemplar_that_is_also_a_question_is_refused(suite_dir):
 
 
 def test_a_line_separator_inside_a_string_does_not_split_the_line(suite_dir):
-    row = {"id": "u", "input": "a\u2028b", "target": "1", "options": None, "rationale": None}
+    row = {"id": "u", "input": "a\u2028b", "targets": ["1"], "options": None, "rationale": None}
     with (suite_dir / "sums.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
     assert load_suite(suite_dir).tasks[0].items[-1].input == "a\u2028b"
@@ -123,7 +134,7 @@ def test_the_content_hash_sees_every_part_of_a_task(suite_dir):
         replace(task, answer_cue="answer:"),
         replace(task, items=task.items[:-1]),
         replace(task, exemplars=task.exemplars[::-1]),
-        replace(task, items=(replace(task.items[0], target="999"), *task.items[1:])),
+        replace(task, items=(replace(task.items[0], targets=("1", "999")), *task.items[1:])),
     ]
     hashes = {task.content_hash(), *(other.content_hash() for other in changed)}
     assert len(hashes) == 6

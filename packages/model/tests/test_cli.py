@@ -1,13 +1,15 @@
+import json
 import shlex
 import subprocess
 import sys
 
 import pytest
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from flan_moe.model import PRESETS, FlanMoEConfig
 from flan_moe.model.cli import EXAMPLES, main
@@ -76,6 +78,7 @@ def test_generate_answers_each_text_and_repeats_itself(model_dir, capsys):
         (None, "expected a preset (flan-moe-tiny"),
         ("{", "config.json: expected a JSON object"),
         ("[]", "config.json: expected a JSON object"),
+        ("[" * 100_000, "config.json: expected a JSON object"),
         ('{"model_type": "t5"}', "model_type='t5': expected 'flan_moe'"),
         ('{"model_type": "flan_moe", "d_ff": -1}', "d_ff=-1: expected an integer of at least 1"),
     ],
@@ -95,6 +98,61 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(model_dir, capsys):
     tokenizer.save_pretrained(model_dir)
     assert main(["generate", str(model_dir), "--text", "a"]) == 2
     assert "the tokenizer has 12 tokens, the model a vocabulary of 11" in capsys.readouterr().err
+
+
+def _edit(path, change):
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+
+def _without(path, name):
+    weights = load_file(path)
+    del weights[name]
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: (d / "model.safetensors").write_bytes(b"\0" * 9), "cannot load a model: Safet"),
+        (lambda d: _edit(d / "config.json", {"d_model": 24}), "cannot load a model: "),
+        (lambda d: _without(d / "model.safetensors", "lm_head.weight"), "1 weights are missing"),
+        (lambda d: _edit(d / "config.json", {"encoder_router": None}), "weights are missing"),
+        (
+            lambda d: _edit(d / "config.json", {"num_decoder_layers": 1, "decoder_router": None}),
+            "weights have no place in the model",
+        ),
+        (lambda d: (d / "tokenizer.json").write_text("{"), "cannot load a tokenizer: "),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused(model_dir, capsys, damage, message):
+    damage(model_dir)
+    assert main(["generate", str(model_dir), "--text", "a"]) == 2
+    error = capsys.readouterr().err
+    assert f"flan-moe-model: {model_dir}: " in error
+    assert message in error
+
+
+def test_a_device_that_torch_lacks_is_refused(model_dir, capsys):
+    assert main(["generate", str(model_dir), "--text", "a", "--device", "abacus"]) == 2
+    assert "--device 'abacus': expected one that torch can use" in capsys.readouterr().err
+
+
+def test_a_seed_that_torch_cannot_take_is_refused(model_dir, capsys):
+    with pytest.raises(SystemExit):
+        main(["generate", str(model_dir), "--text", "a", "--seed", str(10**30)])
+    assert "expected 0 to 2**63 - 1" in capsys.readouterr().err
+
+
+def test_without_sample_nothing_is_sampled(model_dir, capsys):
+    outs = []
+    for settings in ({"do_sample": False}, {"do_sample": True, "temperature": 50.0}):
+        (model_dir / "generation_config.json").unlink(missing_ok=True)
+        GenerationConfig(
+            **settings, eos_token_id=1, pad_token_id=0, decoder_start_token_id=0
+        ).save_pretrained(model_dir)
+        assert main(["generate", str(model_dir), "--text", "a", "--max-new-tokens", "12"]) == 0
+        outs.append(capsys.readouterr().out)
+    assert outs[0] == outs[1]
 
 
 def test_help_does_not_import_transformers():

@@ -316,3 +316,22 @@ def test_bfloat16_autocast_stays_close(sparse_model, batch):
 def test_arguments_that_do_not_fit_are_refused(sparse_model, batch, arguments, message):
     with pytest.raises(ValueError, match=message):
         sparse_model()(**{**batch, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda b: b["input_ids"].fill_(61),
+            r"input_ids holds 61; expected ids below vocab_size, 61",
+        ),
+        (lambda b: b["input_ids"][0, 0].fill_(-1), "input_ids holds -1"),
+        (lambda b: b["labels"][0, 0].fill_(99), r"decoder_input_ids \(or labels\) holds 99"),
+        (lambda b: b.update(labels=b["labels"][:, :0]), r"labels has shape \(3, 0\)"),
+        (lambda b: b.update(input_ids=b["input_ids"][:, :0]), r"input_ids has shape \(3, 0\)"),
+    ],
+)
+def test_ids_of_another_vocabulary_and_empty_rows_are_named(sparse_model, batch, change, message):
+    change(batch)
+    with pytest.raises(ValueError, match=message):
+        sparse_model()(input_ids=batch["input_ids"], labels=batch["labels"])

@@ -1,6 +1,22 @@
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
+
+WAITS = {"aten::nonzero", "aten::_local_scalar_dense", "aten::is_nonzero"}
+
+
+class WaitsForTheDevice(TorchDispatchMode):
+    """Lists the operations for which the host would wait, had they run on a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func._schema.name in WAITS:
+            self.seen.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
 
 
 def encoder_inputs(batch):
@@ -26,6 +42,45 @@ def test_cached_logits_equal_uncached_at_every_step(sparse_model, batch):
             torch.testing.assert_close(output.logits[:, 0], whole[:, step], atol=1e-5, rtol=1e-5)
     assert cache.get_seq_length() == 7
     assert cache.cross_attention_cache.get_seq_length() == 11
+
+
+def test_a_cached_step_does_not_wait_for_the_device(sparse_model, batch):
+    """The encoder's layout serves to make keys and values, which the cache then has."""
+    model = sparse_model(encoder_router=None, decoder_router=None)
+    arguments = {
+        "attention_mask": batch["attention_mask"],
+        "decoder_input_ids": torch.zeros(3, 1).long(),
+        "past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache()),
+    }
+    with torch.no_grad():
+        arguments["encoder_outputs"] = model.encoder(**encoder_inputs(batch))
+        with WaitsForTheDevice() as first:
+            model(**arguments)
+        with WaitsForTheDevice() as second:
+            model(**arguments)
+    assert first.seen == ["aten::nonzero"]
+    assert second.seen == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attention_mask": torch.ones(3, 12)}, r"expected \(3, 11\), like the input"),
+        ({"decoder_input_ids": torch.zeros(2, 1).long()}, "decoder has 2 rows, the encoder 3"),
+    ],
+)
+def test_shapes_are_checked_in_cached_steps_too(sparse_model, batch, change, message):
+    model = sparse_model()
+    arguments = {
+        "attention_mask": batch["attention_mask"],
+        "decoder_input_ids": torch.zeros(3, 1).long(),
+        "past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache()),
+    }
+    with torch.no_grad():
+        arguments["encoder_outputs"] = model.encoder(**encoder_inputs(batch))
+        model(**arguments)
+        with pytest.raises(ValueError, match=message):
+            model(**{**arguments, **change})
 
 
 def test_a_padded_prompt_decodes_as_without_padding(sparse_model, batch):

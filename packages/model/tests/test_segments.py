@@ -79,6 +79,16 @@ def test_a_decoder_segment_without_encoder_tokens_is_refused():
         may_attend_across(decoder, TokenLayout.from_segments(SEGMENTS))
 
 
+def test_orphans_are_looked_for_only_where_nobody_waits():
+    """Values on the meta device cannot be read, as those on a GPU cannot without waiting."""
+
+    def layout(length):
+        segments = torch.ones(2, length, dtype=torch.long, device="meta")
+        return TokenLayout(batch_size=2, length=length, segments_BS=segments, packed=True)
+
+    assert may_attend_across(layout(2), layout(6)).shape == (2, 1, 2, 6)
+
+
 def test_packing_one_side_only_is_refused():
     packed = TokenLayout.from_segments(SEGMENTS)
     with pytest.raises(ValueError, match="must be given together"):

@@ -29,7 +29,9 @@ def run(optimizer_of, start, grads):
 def test_matrices_and_vectors_are_treated_as_by_transformers(shape, scale_parameter):
     start, grads = torch.randn(shape, generator=torch.Generator().manual_seed(1)), gradients(shape)
     ours = run(
-        lambda p: ExpertAdafactor(p, lr=0.03, scale_parameter=scale_parameter, factored_from=1),
+        lambda p: ExpertAdafactor(
+            p, lr=0.03, scale_parameter=scale_parameter, min_dim_size_to_factor=1
+        ),
         start,
         grads,
     )
@@ -45,7 +47,8 @@ def test_matrices_and_vectors_are_treated_as_by_transformers(shape, scale_parame
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_each_expert_is_optimised_as_if_it_were_alone(weight_decay):
+@pytest.mark.parametrize("threshold", [1, 128])
+def test_each_expert_is_optimised_as_if_it_were_alone(weight_decay, threshold):
     """T5X's BATCH axis: factoring, clipping and parameter scale all stay within an expert."""
     experts, shape = 4, (6, 10)
     generator = torch.Generator().manual_seed(2)
@@ -55,7 +58,9 @@ def test_each_expert_is_optimised_as_if_it_were_alone(weight_decay):
     grads = [g * scale.flip(0) for g in gradients((experts, *shape))]
 
     def optimizer(p):
-        return ExpertAdafactor(p, lr=0.03, weight_decay=weight_decay, factored_from=1)
+        return ExpertAdafactor(
+            p, lr=0.03, weight_decay=weight_decay, min_dim_size_to_factor=threshold
+        )
 
     stacked = run(optimizer, start, grads)
     alone = [run(optimizer, start[e], [g[e] for g in grads]) for e in range(experts)]
@@ -77,24 +82,26 @@ def test_the_library_lets_one_expert_shorten_the_steps_of_another():
     assert not torch.allclose(stacked[0], alone, rtol=0.1)
 
 
-def test_second_moments_of_stacks_are_factored_and_of_small_matrices_are_not():
-    stack, small, large = (
-        torch.nn.Parameter(torch.ones(s)) for s in [(4, 6, 10), (6, 10), (128, 200)]
-    )
-    optimizer = ExpertAdafactor([stack, small, large], lr=0.1)
-    for p in (stack, small, large):
-        p.grad = torch.ones_like(p)
+@pytest.mark.parametrize("shape", [(6, 10), (4, 6, 10)])
+@pytest.mark.parametrize(("threshold", "factored"), [(6, True), (7, False)])
+def test_an_expert_is_factored_where_a_lone_matrix_of_its_size_is(shape, threshold, factored):
+    """Otherwise a sparse model and its dense twin are trained by two optimizers."""
+    parameter = torch.nn.Parameter(torch.ones(shape))
+    optimizer = ExpertAdafactor([parameter], lr=0.1, min_dim_size_to_factor=threshold)
+    parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    sizes = {p.shape: {k: v.shape for k, v in optimizer.state[p].items()} for p in (stack, large)}
-    assert sizes[stack.shape] == {"step": (), "row": (4, 6), "column": (4, 10)}
-    assert sizes[large.shape] == {"step": (), "row": (128,), "column": (200,)}
-    assert set(optimizer.state[small]) == {"step", "square"}
+    sizes = {key: value.shape for key, value in optimizer.state[parameter].items()}
+    whole = {"step": (), "square": shape}
+    rows_and_columns = {"step": (), "row": shape[:-1], "column": (*shape[:-2], shape[-1])}
+    assert sizes == (rows_and_columns if factored else whole)
 
 
 def test_the_step_size_is_the_learning_rate_times_the_parameter_scale():
     """A constant gradient gives an update of root mean square 1, so the step is lr * rms(w)."""
     start = torch.full((8, 8), 2.0)
-    moved = run(lambda p: ExpertAdafactor(p, lr=0.01, factored_from=1), start, [torch.ones(8, 8)])
+    moved = run(
+        lambda p: ExpertAdafactor(p, lr=0.01, min_dim_size_to_factor=1), start, [torch.ones(8, 8)]
+    )
     torch.testing.assert_close(start - moved, torch.full((8, 8), 0.02))
 
 
@@ -107,7 +114,15 @@ def test_experts_without_tokens_stay_where_they_are():
     assert not torch.equal(moved[1], start[1])
 
 
-@pytest.mark.parametrize("bad", [{"lr": 0}, {"lr": 1, "decay": -1}, {"lr": 1, "weight_decay": -1}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"lr": 0},
+        {"lr": 1, "decay": -1},
+        {"lr": 1, "weight_decay": -1},
+        {"lr": 1, "min_dim_size_to_factor": 0},
+    ],
+)
 def test_settings_out_of_range_are_refused(bad):
     with pytest.raises(ValueError, match="expected a"):
         ExpertAdafactor([torch.nn.Parameter(torch.ones(1))], **bad)

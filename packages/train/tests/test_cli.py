@@ -51,6 +51,32 @@ def test_check_prints_the_resolved_recipe_and_the_model(recipe, capsys):
     assert re.search(r"# parameters: [0-9,]+ in all, [0-9,]+ active per token", output)
 
 
+def test_check_training_and_report_count_the_same_operations(load, recipe, capsys, tmp_path):
+    """One model on one data folder has one number of FLOPs per token, and its assumption is said.
+
+    The report's is `test_the_twins_differ_in_parameters_and_agree_in_compute_and_data`.
+    """
+    from flan_moe.model import flops_per_token
+    from flan_moe.train.preflight import check_recipe
+    from flan_moe.train.run_folder import RunFolder
+    from flan_moe.train.trainer import build_trainer
+
+    assert main(["check", recipe, "data.target_length=64"]) == 0
+    line = next(x for x in capsys.readouterr().out.splitlines() if "MFLOPs" in x)
+    plan = check_recipe(load("data.target_length=64"))
+    flops = flops_per_token(plan.config, encoder_length=128, decoder_length=64)
+    assert line == (
+        f"# forward pass: {flops.mean / 1e6:.2f} MFLOPs per token (mean of the two stacks; "
+        "attention over full rows of 128 input and 64 target tokens)"
+    )
+    trainer = build_trainer(plan, RunFolder(tmp_path))
+    batch = next(iter(plan.data.train_loader(plan.loaded.recipe)))
+    tokens = {s: int((batch[f"{s}_segments"] > 0).sum()) for s in ("encoder", "decoder")}
+    expected = 3 * sum(getattr(flops, s) * n for s, n in tokens.items())
+    assert trainer.state.model.flops_per_batch(batch) == expected
+    trainer.close()
+
+
 @pytest.mark.parametrize("order", ["overrides first", "option first"])
 def test_run_and_export(recipe, tmp_path, capsys, order):
     overrides = ["training.duration=2ba", "checkpoint.interval=1ba"]

@@ -10,8 +10,16 @@ from packed import packed_batch
 from flan_moe.model import FlanMoEForConditionalGeneration, dense_twin, flan_moe_config
 from flan_moe.train.batches import data_spec, num_tokens
 from flan_moe.train.composer_model import InstructionTuning
+from flan_moe.train.row_lengths import RowLengths
+
+ROWS = RowLengths(input=12, target=6)
+"""Those of `packed_batch`."""
 
 stacks = ("encoder", "decoder")
+
+
+def tuning(model):
+    return InstructionTuning(model, rows=ROWS)
 
 
 def network(config=None, **overrides):
@@ -42,7 +50,7 @@ def fit(model, batches, *, duration="1ba", microbatch=100, lr=0.0, **options):
 
 
 def test_the_total_is_the_cross_entropy_and_the_weighted_auxiliary_losses():
-    model = InstructionTuning(network(balance_coef=0.5, z_coef=0.25))
+    model = tuning(network(balance_coef=0.5, z_coef=0.25))
     batch = packed_batch()
     losses = model.loss(model(batch), batch)
     assert set(losses) == {
@@ -59,7 +67,7 @@ def test_the_total_is_the_cross_entropy_and_the_weighted_auxiliary_losses():
 
 
 def test_a_dense_model_has_no_auxiliary_losses():
-    model = InstructionTuning(network(dense_twin(flan_moe_config("flan-moe-tiny", vocab_size=100))))
+    model = tuning(network(dense_twin(flan_moe_config("flan-moe-tiny", vocab_size=100))))
     batch = packed_batch()
     losses = model.loss(model(batch), batch)
     assert set(losses) == {"total", "cross_entropy"}
@@ -67,11 +75,11 @@ def test_a_dense_model_has_no_auxiliary_losses():
 
 
 def test_composer_backpropagates_the_total_and_logs_every_part():
-    model = InstructionTuning(network(balance_coef=0.5))
+    model = tuning(network(balance_coef=0.5))
     before = {k: v.detach().clone() for k, v in model.named_parameters()}
     batch = packed_batch()
     trainer = fit(model, [batch], lr=0.1)
-    reference = InstructionTuning(network(balance_coef=0.5))
+    reference = tuning(network(balance_coef=0.5))
     reference.loss(reference(batch), batch)["total"].backward()
     for name, parameter in reference.named_parameters():
         torch.testing.assert_close(
@@ -94,7 +102,7 @@ def test_accumulated_microbatches_give_the_gradient_of_the_whole_batch(rows):
     per_row = [int((row != -100).sum()) for row in batch["labels"]]
     assert len(set(per_row)) > 1, "rows must differ for the weighting to show"
 
-    whole, divided = (InstructionTuning(network(**options)) for _ in range(2))
+    whole, divided = (tuning(network(**options)) for _ in range(2))
     fit(whole, [batch], lr=1.0)
     trainer = fit(divided, [batch], lr=1.0, microbatch=rows)
     for (name, a), b in zip(whole.named_parameters(), divided.parameters(), strict=True):
@@ -104,7 +112,7 @@ def test_accumulated_microbatches_give_the_gradient_of_the_whole_batch(rows):
 
 
 def test_validation_metrics_are_means_over_target_tokens():
-    model = InstructionTuning(network()).eval()
+    model = tuning(network()).eval()
     batches = [packed_batch(seed=s) for s in range(2)]
     metrics = model.get_metrics(is_train=False)
     with torch.no_grad():
@@ -132,14 +140,15 @@ def test_flops_are_of_real_tokens_and_active_parameters():
     padded = {
         k: v if k == "task_ids" else torch.nn.functional.pad(v, (0, 50)) for k, v in batch.items()
     }
-    flops = InstructionTuning(network(sparse)).flops_per_batch(batch)
-    assert InstructionTuning(network(sparse)).flops_per_batch(padded) == flops
-    twin = InstructionTuning(network(dense_twin(sparse))).flops_per_batch(batch)
+    flops = tuning(network(sparse)).flops_per_batch(batch)
+    assert tuning(network(sparse)).flops_per_batch(padded) == flops
+    twin = tuning(network(dense_twin(sparse))).flops_per_batch(batch)
     assert twin == pytest.approx(flops, rel=0.05), "the router is all the twin lacks"
-    assert InstructionTuning(network(wide)).flops_per_batch(batch) == pytest.approx(flops, rel=0.1)
+    assert tuning(network(wide)).flops_per_batch(batch) == pytest.approx(flops, rel=0.1)
 
 
-def test_flops_are_six_per_weight_and_token():
+def test_flops_are_six_per_weight_and_token_and_twelve_per_score():
+    """A token's query meets all keys of its row: one product for the score, one for the value."""
     config = dense_twin(flan_moe_config("flan-moe-tiny", vocab_size=100))
     model, batch = network(config), packed_batch()
     weights = {n: p.numel() for n, p in model.named_parameters() if p.dim() == 2}
@@ -150,16 +159,20 @@ def test_flops_are_six_per_weight_and_token():
     encoder, decoder = (
         sum(v for n, v in weights.items() if n.startswith(f"{s}.layers")) for s in stacks
     )
+    score = config.num_heads * config.d_kv * config.num_layers
+    attention = {
+        "encoder": 12 * score * ROWS.input,
+        "decoder": 12 * score * (ROWS.target + ROWS.input),
+    }
     tokens = {s: int((batch[f"{s}_segments"] > 0).sum()) for s in stacks}
-    expected = 6 * (
-        (encoder + memory) * tokens["encoder"] + (decoder - memory + head) * tokens["decoder"]
-    )
+    expected = (6 * (encoder + memory) + attention["encoder"]) * tokens["encoder"]
+    expected += (6 * (decoder - memory + head) + attention["decoder"]) * tokens["decoder"]
     assert memory > 0
-    assert InstructionTuning(model).flops_per_batch(batch) == expected
+    assert tuning(model).flops_per_batch(batch) == expected
 
 
 def test_a_short_run_learns_a_batch_by_heart():
-    model = InstructionTuning(network())
+    model = tuning(network())
     batch = packed_batch()
     first = model(batch).cross_entropy.item()
     torch.manual_seed(0)

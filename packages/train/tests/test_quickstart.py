@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from flan_moe.train.preflight import check_recipe
 from flan_moe.train.quickstart import MODELS, Quickstart, Settings
 from flan_moe.train.quickstart_data import build_quickstart_data, find_raw
 from flan_moe.train.quickstart_notes import verdict
@@ -52,7 +53,7 @@ def test_the_report_shows_scores_curves_experts_and_compute(done):
     for words in ("held-out", "held-in", "Expert load of the sparse model", "Training loss"):
         assert words in text
     evaluated = [task.name for task in Quickstart(out, SETTINGS).suite().tasks]
-    assert 4 < len(evaluated) <= 8
+    assert 4 < len(evaluated) <= 12, "at most four of each group"
     for task in evaluated:
         assert task in text
 
@@ -80,6 +81,9 @@ def test_the_twins_differ_in_parameters_and_agree_in_compute_and_data(done):
     quickstart = Quickstart(out, SETTINGS)
     sparse, dense = (gflops_per_token(quickstart, label) for label in MODELS)
     assert sparse == pytest.approx(dense, rel=0.02)
+    plan = check_recipe(quickstart.recipe("sparse"))
+    rows = plan.data.row_lengths(plan.loaded.recipe)
+    assert sparse == rows.flops_per_token(plan.config).mean / 1e9
     seen = [json.loads((out / "runs" / m / "finished.json").read_text()) for m in MODELS]
     assert seen[0]["tokens"] == seen[1]["tokens"]
 
@@ -119,7 +123,41 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path):
 )
 def test_a_difference_counts_only_if_its_interval_excludes_zero(difference, low, high, expected):
     over_items = SimpleNamespace(low=low, high=high)
-    assert verdict(SimpleNamespace(difference=difference, over_items=over_items)) == expected
+    change = SimpleNamespace(group="held_in", difference=difference, over_items=over_items)
+    assert verdict(change) == expected
+
+
+@pytest.mark.parametrize("group", ["held_out", "held_out_sibling"])
+@pytest.mark.parametrize(
+    ("over_tasks", "direction", "words"),
+    [
+        ((0.01, 0.23), "up", "[+1.0, +23.0] over tasks"),
+        ((-0.30, 0.54), "open", "[-30.0, +54.0] over tasks"),
+        (None, "open", "[unknown from one task] over tasks"),
+    ],
+)
+def test_held_out_tasks_are_judged_by_the_interval_over_tasks(group, over_tasks, direction, words):
+    change = SimpleNamespace(
+        group=group,
+        difference=0.12,
+        over_items=SimpleNamespace(low=0.02, high=0.21),
+        over_tasks=over_tasks and SimpleNamespace(low=over_tasks[0], high=over_tasks[1]),
+    )
+    assert verdict(change) == (
+        direction,
+        f"+12.0 points [+2.0, +21.0] over questions, {words}",
+    )
+
+
+def test_tasks_need_as_many_exemplars_as_the_most_shots(tmp_path, monkeypatch):
+    tasks = [
+        SimpleNamespace(name=f"t{n}", group="held_in", exemplars=tuple(range(n))) for n in range(6)
+    ]
+    suite = SimpleNamespace(tasks=tasks, select=lambda names: names)
+    monkeypatch.setattr("flan_moe.eval.load_suite", lambda path: suite)
+    for shots, names in (((0,), "t0 t1 t2 t3 t4 t5"), ((0, 4), "t4 t5")):
+        quickstart = Quickstart(tmp_path / names, Settings(shots=shots), report=print)
+        assert " ".join(quickstart.suite()) == names
 
 
 @pytest.fixture

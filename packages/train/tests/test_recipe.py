@@ -1,6 +1,7 @@
 """Recipes are read strictly: every refusal says where, which key, which value and what instead."""
 
 import dataclasses
+import re
 
 import pytest
 
@@ -112,7 +113,8 @@ def test_the_resolved_recipe_reads_back_equal():
             "  name: adamw",
             "  name: adafactor\n  betas: [0.9, 0.99]",
             "recipe.yaml:10: optimizer.betas: unknown key; "
-            "known: clip_threshold, decay, lr, name, scale_parameter, weight_decay",
+            "known: clip_threshold, decay, lr, min_dim_size_to_factor, name, scale_parameter, "
+            "weight_decay",
         ),
         ("  name: adamw", "", "recipe.yaml:8: optimizer.name: missing; one of adamw, adafactor"),
         (
@@ -272,3 +274,27 @@ def test_errors_about_a_recipe_built_in_python_name_its_key():
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_shipped_recipes_read(name):
     assert load_recipe(name).recipe == load_recipe(shipped_recipes()[name]).recipe
+
+
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+def test_the_command_in_a_recipe_is_one_that_can_be_typed(name):
+    """Nothing to fill in but the data folder."""
+    text = shipped_recipes()[name].read_text(encoding="utf-8")
+    commands = re.findall(r"^#   flan-moe-train run (.*)$", text, re.MULTILINE)
+    assert len(commands) == 1
+    recipe, *overrides = commands[0].split()
+    assert load_recipe(recipe, overrides).recipe.name == name.replace("_", "-")
+    assert [o for o in overrides if o.split("=")[1].isupper()] in ([], ["data.path=FOLDER"])
+
+
+def test_the_memory_that_flan_base_names_is_that_of_its_attention_bias():
+    from flan_moe.model import flan_moe_config
+
+    path = shipped_recipes()["flan_base"]
+    recipe = load_recipe(path).recipe
+    heads = flan_moe_config(recipe.model.preset).num_heads
+    lengths = (recipe.data.input_length, recipe.data.target_length)
+    named = [int(n) for n in re.findall(r"([0-9]+) MiB per row", path.read_text(encoding="utf-8"))]
+    assert named == [4 * heads * length**2 / 2**20 for length in lengths]
+    total = 2 * sum(named) * recipe.training.microbatch_rows / 1024
+    assert f"{total:.1f} GiB" in path.read_text(encoding="utf-8")

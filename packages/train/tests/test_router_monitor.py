@@ -12,6 +12,7 @@ from flan_moe.model import FlanMoEForConditionalGeneration, flan_moe_config
 from flan_moe.train.batches import data_spec, split_rows
 from flan_moe.train.callbacks.router_monitor import RouterMonitor, short_name
 from flan_moe.train.composer_model import InstructionTuning
+from flan_moe.train.row_lengths import RowLengths
 
 
 def network(**overrides):
@@ -24,7 +25,7 @@ def network(**overrides):
 def fit(model, batches, every, rows):
     logger = InMemoryLogger()
     trainer = Trainer(
-        model=InstructionTuning(model),
+        model=InstructionTuning(model, rows=RowLengths(input=12, target=6)),
         optimizers=torch.optim.SGD(model.parameters(), lr=0.0),
         train_dataloader=data_spec(batches),
         max_duration="1ep",

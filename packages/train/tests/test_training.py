@@ -69,7 +69,8 @@ def test_the_loss_falls_and_everything_is_written_down(uninterrupted):
     assert summary["losses"]["cross_entropy"] == losses[-1]
     assert json.loads((out / "finished.json").read_text()) == summary
     assert [batch for batch, _ in RunFolder(out).checkpoints()] == [2, 4, 6, 8, 10, 12]
-    assert [line.split()[2] for line in lines] == ["4", "8", "12"]
+    assert "examples longer than a row" in lines[0]
+    assert [line.split()[2] for line in lines[1:]] == ["4", "8", "12"]
     assert "done" in lines[-1]
 
 
@@ -97,6 +98,33 @@ def test_validation_does_not_touch_training(uninterrupted, load, tmp_path):
     records = [r for r in read_metrics(out / "metrics.jsonl") if "metrics/cot/cross_entropy" in r]
     assert [r["batch"] for r in records] == [3, 6, 9, 12]
     assert all(0 <= r["metrics/muffin/token_accuracy"] <= 1 for r in records)
+
+
+def validate(loaded, out):
+    """Metrics of a validation, and the most rows that went through the model at once."""
+    trainer = build_trainer(check_recipe(loaded), RunFolder(out))
+    rows = []
+    trainer.state.model.net.register_forward_pre_hook(
+        lambda module, args, inputs: rows.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    trainer.eval()
+    metrics = {
+        f"{mixture}/{name}": float(metric.compute())
+        for mixture, metrics in trainer.state.eval_metrics.items()
+        for name, metric in metrics.items()
+    }
+    trainer.close()
+    return metrics, max(rows)
+
+
+def test_validation_fits_where_training_does(load, tmp_path):
+    evaluation = "evaluation={interval: 3ba, examples: 16}"
+    whole, most = validate(load(evaluation), tmp_path)
+    assert most > 1
+    divided, most = validate(load(evaluation, "training.microbatch_rows=1"), tmp_path)
+    assert most == 1
+    assert divided == pytest.approx(whole, rel=1e-5)
+    assert "niv2/cross_entropy" in whole
 
 
 def test_another_seed_gives_another_run(uninterrupted, load, tmp_path):

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from flan_moe.data.manifest import MANIFEST_FILE, Manifest, file_sha256
 from flan_moe.data.shards import DEFAULT_SHARD_BYTES, INDEX, read_mds, write_webdataset
-from flan_moe.data.split_writer import SplitWriter, digest
+from flan_moe.data.shown import ShownProblems
+from flan_moe.data.split_writer import SplitWriter
 from flan_moe.data.staging import check_output_directory, staged_directory
 from flan_moe.data.suite import SuiteTask, write_suite
 from flan_moe.data.task_source import TaskContent, TaskSource
@@ -84,7 +85,7 @@ class _Tally:
     )
     dropped: Counter[str] = field(default_factory=Counter)
     suite: list[SuiteTask] = field(default_factory=list)
-    shown: set[bytes] = field(default_factory=set)  # digests of every problem seen in training
+    shown: ShownProblems = field(default_factory=ShownProblems)
 
 
 def build_data_directory(
@@ -196,8 +197,7 @@ def _write_mixture(
         counts = {}
         for split in SPLITS:
             examples = content.train if split == "train" else content.validation
-            shown = tally.shown if split == "train" else None
-            counts[split] = writers[split].write_task(number, source.name, examples, shown)
+            counts[split] = writers[split].write_task(number, source.name, examples, tally.shown)
         tally.dropped.update(content.dropped)
         tally.suite.append(_suite_task(source, content))
         tally.tasks.append(
@@ -240,13 +240,17 @@ def _suite_task(source: TaskSource, content: TaskContent) -> SuiteTask:
 def _write_evaluation(
     directory: Path, options: BuildOptions, tally: _Tally, report: Callable[[str], None]
 ) -> None:
-    """The suite, without questions that training has shown, whichever task they came from."""
+    """The suite, without questions that training shows, whichever task shows them and how."""
     tasks = []
-    for entry in tally.tasks:
-        entry["eval"] = 0
+    entries = {entry["name"]: entry for entry in tally.tasks}
+    shown = tally.shown.among(item for task in tally.suite for item in task.items)
     for task in tally.suite:
-        items = tuple(item for item in task.items if digest(item.input) not in tally.shown)
-        tally.dropped["evaluation question also in training"] += len(task.items) - len(items)
+        items = tuple(item for item in task.items if item not in shown)
+        removed = len(task.items) - len(items)
+        entries[task.name] |= {"eval": len(items), "eval_removed": removed}
+        tally.dropped["evaluation question also in training"] += removed
+        if removed:
+            report(f"  {task.name}: {removed} of {len(task.items)} questions are also in training")
         if items:
             tasks.append(replace(task, items=items))
     tally.dropped = +tally.dropped
@@ -256,10 +260,7 @@ def _write_evaluation(
         report("eval: no questions, so no suite")
         return
     write_suite(directory, name=options.name, source=options.source, tasks=tasks)
-    evaluated = {task.name: len(task.items) for task in tasks}
-    for entry in tally.tasks:
-        entry["eval"] = evaluated.get(entry["name"], 0)
-    report(f"eval: {len(tasks)} tasks, {sum(evaluated.values())} questions")
+    report(f"eval: {len(tasks)} tasks, {sum(len(task.items) for task in tasks)} questions")
 
 
 def _manifest(

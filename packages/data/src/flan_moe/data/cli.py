@@ -196,21 +196,21 @@ def _shared_options(arguments: argparse.Namespace) -> dict[str, int | bool]:
 
 def _tasks(arguments: argparse.Namespace) -> None:
     if arguments.directory is None:
-        from flan_moe.data.mini_flan import TASK_FAMILIES
+        from flan_moe.data.mini_flan import TASK_FAMILIES, group_of
 
         for family in TASK_FAMILIES:
-            group = "held out" if family.held_out else "held in"
-            print(f"{family.name:<20} {family.mixture:<8} {group:<9} {family.kind}")
+            group = group_of(family).replace("_", " ")
+            print(f"{family.name:<20} {family.mixture:<8} {group:<16} {family.kind}")
         return
     from flan_moe.data.manifest import read_manifest
 
     manifest = read_manifest(arguments.directory)
     width = max(len(task["name"]) for task in manifest.tasks)
-    print(f"{'task':<{width}}  mixture   group     {'train':>7} {'valid.':>7} {'eval':>7}")
+    print(f"{'task':<{width}}  mixture   group            {'train':>7} {'valid.':>7} {'eval':>7}")
     for task in manifest.tasks:
         group = task["group"].replace("_", " ")
         counts = " ".join(f"{task[key]:>7}" for key in ("train", "validation", "eval"))
-        print(f"{task['name']:<{width}}  {task['mixture']:<9} {group:<9} {counts}")
+        print(f"{task['name']:<{width}}  {task['mixture']:<9} {group:<16} {counts}")
 
 
 def _show(arguments: argparse.Namespace) -> None:

@@ -18,7 +18,8 @@ class Example:
         prompt: What the encoder reads.
         target: What the decoder learns to write.
         meta: Whatever else is known. ``meta["shown"]`` lists the zero-shot prompt of every problem
-            inside ``prompt``, exemplars included, for exact checks against evaluation data.
+            inside ``prompt``, exemplars included, and ``meta["problems"]`` the same problems
+            without any wording, for checks against evaluation data.
     """
 
     task: str

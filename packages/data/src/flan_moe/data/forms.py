@@ -30,7 +30,8 @@ class Forms(Generic[P]):
         task: Name of the task.
         mixture: Name of its mixture.
         templates: Number of wordings; examples take them in turn.
-        key: Equal for problems that give each other away; such are never shown together.
+        key: The bare problem, without any wording. Equal for problems that give each other away;
+            such are never shown together.
         prompt: The zero-shot prompt of a problem in a wording.
         answer: The answer of a problem.
         rationale: Its reasoning, or None; consulted for tasks with ``cot``.
@@ -97,7 +98,10 @@ class Forms(Generic[P]):
             template=f"{form}{'_cot' if reasons else ''}/{template}",
             prompt=prompt,
             target=target,
-            meta={"shown": [self.prompt(*one) for one in shown]},
+            meta={
+                "shown": [self.prompt(*one) for one in shown],
+                "problems": [self.key(problem) for problem, _ in shown],
+            },
         )
 
     def _draw(self, problem: P, pool: Sequence[P], rng: Random) -> list[P]:

@@ -34,7 +34,7 @@ class Manifest:
         seed: Of everything random in the build.
         splits: Split, then mixture, then ``{"examples", "input_tokens", "target_tokens"}``.
         tasks: In order of id: ``{"id", "name", "mixture", "group"}`` and the counts ``{"train",
-            "validation", "eval"}``.
+            "validation", "eval", "eval_removed"}``, the last of questions that training shows.
         dropped: Reason, then the number of raw records left out.
         files: Relative path of every index, table, suite and tokenizer file, and its sha256.
     """

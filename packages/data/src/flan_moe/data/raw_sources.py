@@ -293,9 +293,10 @@ def _items(
         SuiteItem(
             id=f"{forms.task}-{prefix}{number}",
             input=forms.prompt(record, number),
-            target=record.targets[0],
+            targets=record.targets,
             options=options_of(record),
             rationale=record.rationale,
+            problem=forms.key(record),
         )
         for number, record in enumerate(records)
     )

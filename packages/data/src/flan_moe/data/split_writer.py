@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from flan_moe.data.example import Example
 from flan_moe.data.shards import Sample, mds_writer
+from flan_moe.data.shown import ShownProblems
 from flan_moe.data.task_source import DEFAULT_CAP, MIXTURE_CAPS
 from flan_moe.data.task_table import TaskEntry, TaskTable
 from flan_moe.data.tokenizer import TextEncoder
@@ -18,11 +18,6 @@ if TYPE_CHECKING:
     from streaming import MDSWriter
 
 BATCH = 1024  # texts per tokenizer call
-
-
-def digest(text: str) -> bytes:
-    """A short digest of a text, to remember which texts were seen."""
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 class SplitWriter:
@@ -48,7 +43,7 @@ class SplitWriter:
         self._writer: MDSWriter | None = None
 
     def write_task(
-        self, number: int, name: str, examples: Iterable[Example], shown: set[bytes] | None
+        self, number: int, name: str, examples: Iterable[Example], shown: ShownProblems
     ) -> int:
         """Write all examples of a task.
 
@@ -56,7 +51,7 @@ class SplitWriter:
             number: The task's id.
             name: The task's name.
             examples: In the order they are stored.
-            shown: Receives the digest of every prompt and of every problem inside it.
+            shown: Receives every example.
 
         Returns:
             The number of examples.
@@ -103,16 +98,14 @@ class SplitWriter:
         }
 
     def _samples(
-        self, number: int, examples: Iterable[Example], shown: set[bytes] | None
+        self, number: int, examples: Iterable[Example], shown: ShownProblems
     ) -> Iterator[Sample]:
         iterator = iter(examples)
         while batch := list(islice(iterator, BATCH)):
             inputs = self.encoder.encode([example.prompt for example in batch])
             targets = self.encoder.encode([example.target for example in batch])
             for example, input_ids, labels in zip(batch, inputs, targets, strict=True):
-                if shown is not None:
-                    shown.add(digest(example.prompt))
-                    shown.update(map(digest, example.meta.get("shown", ())))
+                shown.add(example)
                 yield {
                     "input_ids": input_ids,
                     "labels": labels,

@@ -10,7 +10,7 @@ from pathlib import Path
 from flan_moe.data.prompts import ANSWER_CUE, COT_CUE
 
 SUITE_FORMAT = "flan-moe-eval-suite"
-SUITE_VERSION = 1
+SUITE_VERSION = 2
 EXEMPLARS = 8  # per task, for few-shot prompts
 
 
@@ -21,16 +21,18 @@ class SuiteItem:
     Attributes:
         id: Unique within its file.
         input: The zero-shot prompt, options included as the model sees them.
-        target: The right answer.
+        targets: The right answers; the first is the one that exemplars show.
         options: What to choose from, or None.
-        rationale: Reasoning that leads to the target, or None.
+        rationale: Reasoning that leads to the answer, or None.
+        problem: The problem without any wording, to be compared with training; not written.
     """
 
     id: str
     input: str
-    target: str
+    targets: tuple[str, ...]
     options: tuple[str, ...] | None = None
     rationale: str | None = None
+    problem: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +42,11 @@ class SuiteTask:
     Attributes:
         name: Also the name of its files.
         mixture: Where it comes from.
-        group: ``"held_out"`` of training or ``"held_in"``.
+        group: ``"held_in"``, ``"held_out"`` of training, or ``"held_out_sibling"``: held out, but
+            training has tasks of the same kind.
         kind: ``"generate"`` or ``"multiple_choice"``.
         cot: Whether exemplars carry rationales and the task may be asked with the cue.
-        chance: Score of a blind guess.
+        chance: Score of guessing without solving.
         items: Questions.
         exemplars: Solved problems for few-shot prompts.
     """
@@ -99,5 +102,6 @@ def write_suite(directory: Path, *, name: str, source: str, tasks: Sequence[Suit
 
 
 def _write_items(file: Path, items: Sequence[SuiteItem]) -> None:
-    lines = [json.dumps(asdict(item), sort_keys=True, ensure_ascii=False) for item in items]
+    rows = [{k: v for k, v in asdict(item).items() if k != "problem"} for item in items]
+    lines = [json.dumps(row, sort_keys=True, ensure_ascii=False) for row in rows]
     file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")

@@ -24,7 +24,7 @@ class TaskContent:
         items: Evaluation questions.
         exemplars: Solved problems for few-shot evaluation prompts.
         kind: ``"generate"`` or ``"multiple_choice"``.
-        chance: Score of a blind guess.
+        chance: Score of guessing without solving.
         dropped: Reason, then the number of raw records left out.
     """
 
@@ -44,7 +44,7 @@ class TaskSource:
     Attributes:
         name: Unique in the data set; also a file name.
         mixture: Where its shards go.
-        group: ``"held_in"`` or ``"held_out"``.
+        group: As in `SuiteTask`.
         cot: Whether its problems carry rationales.
         open: Reads or generates the task. Takes the test that a few-shot prompt is short enough;
             with the same test it gives the same content every time.

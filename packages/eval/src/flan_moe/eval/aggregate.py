@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean
-from typing import get_args
 
 from flan_moe.eval.extract import PARSE_FAILURES
 from flan_moe.eval.results import GroupScore, Method, TaskScore
@@ -15,7 +14,7 @@ from flan_moe.eval.statistics import (
     standard_error,
     wilson_interval,
 )
-from flan_moe.eval.suite import Group, Mode, Task
+from flan_moe.eval.suite import GROUP_NAMES, Group, Mode, Task
 
 
 def task_score(
@@ -55,7 +54,7 @@ def group_scores(scores: Sequence[TaskScore]) -> tuple[GroupScore, ...]:
     """Average the tasks of each group, once per shots and mode, held-out groups first."""
     settings = dict.fromkeys((score.shots, score.mode) for score in scores)
     groups = []
-    for group in reversed(get_args(Group)):
+    for group in GROUP_NAMES:
         for shots, mode in settings:
             members = [
                 score
@@ -82,6 +81,7 @@ def _group_score(group: Group, shots: int, mode: Mode, members: Sequence[TaskSco
         score=raw.mean,
         over_items=raw.over_items,
         over_tasks=raw.over_tasks and raw.over_tasks.clip(0.0, 1.0),
+        chance=fmean(m.chance for m in members),
         normalized=normalized.mean,
         normalized_over_items=normalized.over_items,
         normalized_over_tasks=normalized.over_tasks,

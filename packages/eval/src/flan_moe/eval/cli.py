@@ -177,6 +177,9 @@ def _run(args: argparse.Namespace) -> None:
         suite = suite.select(tuple(args.task))
     decoding = Decoding(direct_tokens=args.direct_tokens, cot_tokens=args.cot_tokens)
     plan_cells(suite, shots=args.shots, modes=args.mode, limit=args.limit)
+    blocked = next((p for p in (args.out, *args.out.parents) if p.exists()), args.out)
+    if blocked.exists() and not blocked.is_dir():
+        raise ValueError(f"--out: {args.out}; expected a folder, but {blocked} is a file")
 
     # Only now, because loading a model takes long and mistakes above should show at once.
     from flan_moe.eval.adapters.loading import load_language_model

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from statistics import fmean
-from typing import get_args
 
 from flan_moe.eval.run import CellKey, Run, cell_key
 from flan_moe.eval.statistics import Interval, PairedDifference, macro_mean, paired_difference
-from flan_moe.eval.suite import Group, Mode
+from flan_moe.eval.suite import GROUP_NAMES, Group, Mode
 
 COMPARISON_FORMAT = "flan-moe-eval-comparison"
 COMPARISON_VERSION = 1
@@ -21,7 +20,7 @@ class TaskComparison:
 
     Attributes:
         task: Name of the task.
-        group: "held_in" or "held_out".
+        group: As in :class:`flan_moe.eval.Task`.
         shots: Exemplars per prompt.
         mode: "direct" or "cot".
         score_a: Score of run A on the common items.
@@ -43,7 +42,7 @@ class GroupComparison:
     """Mean difference, B minus A, over the tasks of a group at one setting.
 
     Attributes:
-        group: "held_in" or "held_out".
+        group: As in :class:`flan_moe.eval.Task`.
         shots: Exemplars per prompt.
         mode: "direct" or "cot".
         tasks: Names of the tasks.
@@ -146,7 +145,7 @@ def _compare_cell(key: CellKey, group: Group, a: Run, b: Run) -> TaskComparison:
 
 def _compare_groups(tasks: list[TaskComparison]) -> tuple[GroupComparison, ...]:
     groups = []
-    for group in reversed(get_args(Group)):
+    for group in GROUP_NAMES:
         for shots, mode in dict.fromkeys((task.shots, task.mode) for task in tasks):
             members = [t for t in tasks if (t.group, t.shots, t.mode) == (group, shots, mode)]
             if not members:

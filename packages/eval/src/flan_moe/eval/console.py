@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from flan_moe.eval.compare import Comparison
 from flan_moe.eval.results import Results
 from flan_moe.eval.statistics import Interval
-from flan_moe.eval.suite import Suite
+from flan_moe.eval.suite import GROUP_NAMES, Suite
 
 _NUMERIC = re.compile(r"[-+.\de ]*")
 
@@ -33,12 +33,13 @@ def results_text(results: Results) -> str:
     """Group means, then tasks, each with 95 % intervals."""
     groups = [
         (
-            group.group.replace("_", "-"),
+            GROUP_NAMES[group.group],
             f"{group.shots}-shot {group.mode}",
             str(len(group.tasks)),
             _percent(group.score),
             _interval(group.over_items),
             "-" if group.over_tasks is None else _interval(group.over_tasks),
+            _percent(group.chance),
             f"{group.normalized:.1f}",
             _percent(group.parse_failure_rate),
         )
@@ -47,11 +48,12 @@ def results_text(results: Results) -> str:
     tasks = [
         (
             score.task,
-            score.group.replace("_", "-"),
+            GROUP_NAMES[score.group],
             f"{score.shots}-shot {score.mode}",
             str(score.n),
             _percent(score.score),
             _interval(score.interval),
+            _percent(score.chance),
             f"{score.normalized:.1f}",
             _percent(score.parse_failures / score.n),
             "" if score.mean_output_tokens is None else f"{score.mean_output_tokens:.1f}",
@@ -64,14 +66,14 @@ def results_text(results: Results) -> str:
         format_table(
             (
                 *("group", "setting", "tasks", "mean", "95 % over items", "95 % over tasks"),
-                *("normalized", "unreadable"),
+                *("chance", "normalized", "unreadable"),
             ),
             groups,
         ),
         format_table(
             (
-                *("task", "group", "setting", "n", "score", "95 % interval", "normalized"),
-                *("unreadable", "tokens"),
+                *("task", "group", "setting", "n", "score", "95 % interval", "chance"),
+                *("normalized", "unreadable", "tokens"),
             ),
             tasks,
         ),
@@ -87,7 +89,7 @@ def comparison_text(comparison: Comparison) -> str:
     """Differences of group means, then of tasks."""
     groups = [
         (
-            group.group.replace("_", "-"),
+            GROUP_NAMES[group.group],
             f"{group.shots}-shot {group.mode}",
             str(len(group.tasks)),
             f"{100 * group.difference:+.1f}",
@@ -99,7 +101,7 @@ def comparison_text(comparison: Comparison) -> str:
     tasks = [
         (
             task.task,
-            task.group.replace("_", "-"),
+            GROUP_NAMES[task.group],
             f"{task.shots}-shot {task.mode}",
             str(task.difference.n),
             _percent(task.score_a),
@@ -138,7 +140,7 @@ def suite_text(suite: Suite) -> str:
     rows = [
         (
             task.name,
-            task.group.replace("_", "-"),
+            GROUP_NAMES[task.group],
             task.mixture,
             task.kind,
             " ".join(task.modes),

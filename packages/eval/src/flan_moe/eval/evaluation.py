@@ -17,7 +17,7 @@ from flan_moe.eval.progress import Progress
 from flan_moe.eval.prompts import Prompt, fit_prompt
 from flan_moe.eval.requests import GenerateRequest, LoglikelihoodRequest, Request, Response
 from flan_moe.eval.results import Method, Results, TaskScore
-from flan_moe.eval.samples import Sample, SampleLog, log_path
+from flan_moe.eval.samples import Sample, SampleLog, log_key, log_path
 from flan_moe.eval.suite import Item, Mode, Suite
 
 
@@ -113,17 +113,15 @@ def _open_logs(
     return [
         SampleLog(
             log_path(folder, task=cell.task.name, shots=cell.shots, mode=cell.mode),
-            {
-                "model": fingerprint,
-                "task": cell.task.name,
-                "content": cell.task.content_hash(),
-                "shots": cell.shots,
-                "mode": cell.mode,
-                "method": cell.method,
-                "max_new_tokens": decoding.max_new_tokens(cell.mode)
-                if cell.method == "generate"
-                else None,
-            },
+            log_key(
+                model=fingerprint,
+                task=cell.task.name,
+                content=cell.task.content_hash(),
+                shots=cell.shots,
+                mode=cell.mode,
+                method=cell.method,
+                decoding=asdict(decoding),
+            ),
             overwrite=overwrite,
         )
         for cell in cells

@@ -38,7 +38,7 @@ def answer_kind(task: Task) -> AnswerKind:
     """What answers of a task look like, decided once from the whole task and never per item."""
     if all(item.options for item in task.items):
         return "option"
-    numeric = all(as_number(item.target) is not None for item in task.items)
+    numeric = all(as_number(target) is not None for item in task.items for target in item.targets)
     return "number" if numeric else "text"
 
 

@@ -10,7 +10,7 @@ from flan_moe.eval.results import GroupScore, TaskScore
 from flan_moe.eval.run import Run
 from flan_moe.eval.samples import Sample
 from flan_moe.eval.statistics import Interval
-from flan_moe.eval.suite import Mode
+from flan_moe.eval.suite import GROUP_NAMES, Group, Mode
 
 _INTERVALS = (
     "Scores in percent. In brackets the 95 % interval for other questions of the same tasks; "
@@ -31,9 +31,13 @@ def group_table(runs: Sequence[Run]) -> str:
         cells = "".join(_group_cell(groups.get((group, shots, mode))) for groups in found)
         rows.append(
             f"<tr><td>{_group_tag(group)}</td><td>{shots}-shot {mode}</td>"
-            f'<td class="number">{len(members.tasks)}</td>{cells}</tr>\n'
+            f'<td class="number">{len(members.tasks)}</td>'
+            f'<td class="number">{100 * members.chance:.1f}</td>{cells}</tr>\n'
         )
-    head = f'<th>group</th><th>setting</th><th class="number">tasks</th>{_run_heads(runs)}'
+    head = (
+        '<th>group</th><th>setting</th><th class="number">tasks</th><th class="number">chance</th>'
+        + _run_heads(runs)
+    )
     return f'<p class="soft small">{_INTERVALS}</p>\n{_table(head, rows)}'
 
 
@@ -47,7 +51,8 @@ def task_table(runs: Sequence[Run], *, shots: int, mode: Mode) -> str:
         for name, score in by_name.items():
             tasks.setdefault(name, score)
     rows = []
-    for name, score in sorted(tasks.items(), key=lambda entry: entry[1].group == "held_in"):
+    order = list(GROUP_NAMES)
+    for name, score in sorted(tasks.items(), key=lambda entry: order.index(entry[1].group)):
         facts = _details([score.mixture, f"n {score.n}", f"chance {100 * score.chance:.1f}"])
         cells = "".join(_task_cell(by_name.get(name)) for by_name in found)
         rows.append(
@@ -113,7 +118,7 @@ def _sample_block(runs: Sequence[Run], answers: Sequence[tuple[int, Sample]]) ->
     return (
         f'<div class="sample"><span class="soft small">{escape(first.id)}</span>'
         f"<pre>{escape(first.prompt)}</pre>"
-        f"<div>target: <strong>{escape(first.target)}</strong></div>"
+        f"<div>target: <strong>{escape(' or '.join(first.targets))}</strong></div>"
         f'<table class="outputs"><tbody>\n{"".join(rows)}</tbody></table></div>\n'
     )
 
@@ -174,8 +179,8 @@ def _interval(interval: Interval) -> str:
     return f"{100 * interval.low:.1f}, {100 * interval.high:.1f}"
 
 
-def _group_tag(group: str) -> str:
-    return f'<span class="tag {escape(group)}">{escape(group.replace("_", "-"))}</span>'
+def _group_tag(group: Group) -> str:
+    return f'<span class="tag {group}">{GROUP_NAMES[group]}</span>'
 
 
 def _run_name(position: int, run: Run) -> str:

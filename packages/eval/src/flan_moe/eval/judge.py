@@ -22,7 +22,7 @@ def judge(
     answer_cue: str,
     count_tokens: Callable[[str], int] | None = None,
 ) -> Sample:
-    """Find the answer in a response and compare it with the target.
+    """Find the answer in a response and compare it with the right ones.
 
     Args:
         item: The question.
@@ -43,7 +43,7 @@ def judge(
         prompt=prompt.text,
         exemplars=prompt.exemplars,
         excess_tokens=prompt.excess_tokens,
-        target=item.target,
+        targets=item.targets,
         options=item.options,
         output=response,
         output_tokens=count_tokens(response) if count_tokens is not None else None,
@@ -51,8 +51,8 @@ def judge(
         token_counts=None,
         answer=found.answer,
         how=found.how,
-        correct=exact_match(found.answer, item.target, kind=kind),
-        secondary={"strict_exact_match": response.strip() == item.target.strip()}
+        correct=exact_match(found.answer, item.targets, kind=kind),
+        secondary={"strict_exact_match": response.strip() in map(str.strip, item.targets)}
         if mode == "direct"
         else {},
     )
@@ -71,7 +71,7 @@ def _judge_options(item: Item, prompt: Prompt, scores: Loglikelihood) -> Sample:
         prompt=prompt.text,
         exemplars=prompt.exemplars,
         excess_tokens=prompt.excess_tokens,
-        target=item.target,
+        targets=item.targets,
         options=item.options,
         output=None,
         output_tokens=None,
@@ -79,6 +79,6 @@ def _judge_options(item: Item, prompt: Prompt, scores: Loglikelihood) -> Sample:
         token_counts=scores.token_counts,
         answer=options[choices.total],
         how="likeliest",
-        correct=options[choices.total] == item.target,
-        secondary={"per_token_accuracy": options[choices.per_token] == item.target},
+        correct=options[choices.total] in item.targets,
+        secondary={"per_token_accuracy": options[choices.per_token] in item.targets},
     )

@@ -11,7 +11,7 @@ from flan_moe.eval.report_inputs import Heatmap, Point, Series
 from flan_moe.eval.results import TaskScore
 from flan_moe.eval.run import Run
 from flan_moe.eval.statistics import Interval
-from flan_moe.eval.suite import Mode
+from flan_moe.eval.suite import GROUP_NAMES, Mode
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +46,7 @@ def plot_group_means(runs: Sequence[Run]) -> bytes:
         for run in runs
     ]
     rows = {
-        key: f"{_group_name(key[0])}, {key[1]}-shot {key[2]}"
+        key: f"{GROUP_NAMES[key[0]]}, {key[1]}-shot {key[2]}"
         for key in dict.fromkeys(key for bars in found for key in bars)
     }
     figure, _ = _bars(runs, found, rows)
@@ -62,11 +62,12 @@ def plot_tasks(runs: Sequence[Run], *, shots: int, mode: Mode) -> bytes:
     for by_name in reversed(scores):
         tasks |= by_name
     # Held-out tasks on top, because they are what instruction tuning is judged by.
-    order = sorted(tasks, key=lambda name: (tasks[name].group == "held_in", name))
+    groups = list(GROUP_NAMES)
+    order = sorted(tasks, key=lambda name: (groups.index(tasks[name].group), name))
     figure, axes = _bars(
         runs,
         [{name: _Bar(s.score, s.interval) for name, s in by_name.items()} for by_name in scores],
-        {name: f"{name} ({_group_name(tasks[name].group)})" for name in order},
+        {name: f"{name} ({GROUP_NAMES[tasks[name].group]})" for name in order},
     )
     for at, name in enumerate(order):
         axes.plot(
@@ -235,10 +236,6 @@ def _legend(axes: Axes, *, always: bool = False) -> None:
         ncols=min(len(labels), 3 if max(map(len, labels)) > 16 else 5),
         borderaxespad=0.2,
     )
-
-
-def _group_name(group: str) -> str:
-    return group.replace("_", "-")
 
 
 def _png(figure: Figure) -> bytes:

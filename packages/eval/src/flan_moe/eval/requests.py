@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -63,6 +64,12 @@ class Loglikelihood:
             raise ValueError(
                 f"log_probabilities has {len(self.log_probabilities)} entries and token_counts "
                 f"{len(self.token_counts)}; expected one of each per option"
+            )
+        if not all(map(math.isfinite, self.log_probabilities)):
+            # NaN compares with nothing: the first option would pass for the likeliest.
+            raise ValueError(
+                f"log_probabilities: {self.log_probabilities}; expected finite numbers (are the "
+                "model's weights damaged, or is its dtype too narrow?)"
             )
 
 

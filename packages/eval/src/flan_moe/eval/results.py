@@ -19,7 +19,7 @@ from flan_moe.eval.strict_json import Checked, parse_json
 from flan_moe.eval.suite import Group, Kind, Mode
 
 RESULTS_FORMAT = "flan-moe-eval-results"
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 
 Method = Literal["generate", "loglikelihood"]
 
@@ -35,7 +35,7 @@ class TaskScore:
     Attributes:
         task: Name of the task.
         mixture: Training mixture in whose manner the task is written.
-        group: "held_in" or "held_out".
+        group: As in :class:`flan_moe.eval.Task`.
         kind: "generate" or "multiple_choice".
         mode: "direct" or "cot".
         shots: Exemplars per prompt asked for.
@@ -47,7 +47,7 @@ class TaskScore:
         interval: 95 % Wilson interval of the score.
         chance: Score of guessing.
         normalized: ``100 (score - chance) / (1 - chance)``, not clipped.
-        secondary: Further means by name: "strict_exact_match" (generated text equal to the target,
+        secondary: Further means by name: "strict_exact_match" (generated text equal to a target,
             outer blanks aside), "per_token_accuracy" (options by log-probability per token).
         parse_failures: Items whose output held no answer in the expected form.
         exemplars_dropped: Exemplars left out of prompts because they did not fit.
@@ -81,13 +81,14 @@ class GroupScore:
     """Macro mean (tasks weigh the same) of a group's tasks at one setting.
 
     Attributes:
-        group: "held_in" or "held_out".
+        group: As in :class:`flan_moe.eval.Task`.
         mode: "direct" or "cot".
         shots: Exemplars per prompt.
         tasks: Names of the tasks averaged; a chain-of-thought mean covers only tasks that have one.
         score: Mean of the tasks' scores.
         over_items: 95 % interval for other questions of the same tasks.
         over_tasks: 95 % interval for other tasks of the same kind; None for a single task.
+        chance: Mean of the tasks' scores of guessing.
         normalized: Mean of the tasks' chance-normalised scores.
         normalized_over_items: 95 % interval of ``normalized`` for other questions.
         normalized_over_tasks: The same for other tasks; None for a single task.
@@ -101,6 +102,7 @@ class GroupScore:
     score: float
     over_items: Interval
     over_tasks: Interval | None
+    chance: float
     normalized: float
     normalized_over_items: Interval
     normalized_over_tasks: Interval | None
@@ -198,6 +200,17 @@ def _read(record: Checked) -> Results:
 def _read_task(entry: Checked) -> TaskScore:
     entry.only_keys(*_names(TaskScore))
     secondary = entry.mapping("secondary")
+    n, failures = entry.integer("n"), entry.integer("parse_failures")
+    if not max(1, failures) <= n:
+        raise ValueError(
+            f"{entry.where}: n: {n}; expected at least one item, and at least the {failures} "
+            "parse failures"
+        )
+    score, chance = entry.number("score"), entry.number("chance")
+    if not 0.0 <= score <= 1.0:
+        raise ValueError(f"{entry.where}: score: {score}; expected a number in [0, 1]")
+    if not 0.0 <= chance < 1.0:
+        raise ValueError(f"{entry.where}: chance: {chance}; expected a number in [0, 1)")
     return TaskScore(
         task=entry.name("task"),
         mixture=entry.text("mixture"),
@@ -207,14 +220,14 @@ def _read_task(entry: Checked) -> TaskScore:
         shots=entry.integer("shots"),
         method=entry.choice("method", get_args(Method)),
         content_hash=entry.text("content_hash"),
-        n=entry.integer("n"),
-        score=entry.number("score"),
+        n=n,
+        score=score,
         standard_error=entry.number("standard_error"),
         interval=_interval(entry, "interval"),
-        chance=entry.number("chance"),
+        chance=chance,
         normalized=entry.number("normalized"),
         secondary={key: secondary.number(key) for key in secondary.record},
-        parse_failures=entry.integer("parse_failures"),
+        parse_failures=failures,
         exemplars_dropped=entry.integer("exemplars_dropped"),
         prompts_truncated=entry.integer("prompts_truncated"),
         mean_output_tokens=entry.optional("mean_output_tokens", entry.number),
@@ -235,6 +248,7 @@ def _read_group(entry: Checked) -> GroupScore:
         score=entry.number("score"),
         over_items=_interval(entry, "over_items"),
         over_tasks=interval_or_none("over_tasks"),
+        chance=entry.number("chance"),
         normalized=entry.number("normalized"),
         normalized_over_items=_interval(entry, "normalized_over_items"),
         normalized_over_tasks=interval_or_none("normalized_over_tasks"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flan_moe.eval.results import Results, TaskScore
-from flan_moe.eval.samples import Sample, SampleLogError, log_path, read_samples
+from flan_moe.eval.samples import Sample, SampleLogError, log_key, log_path, read_samples
 from flan_moe.eval.suite import Mode
 
 
@@ -50,14 +50,25 @@ def load_run(folder: str | Path, *, label: str | None = None) -> Run:
     Raises:
         FileNotFoundError: The results or a log they rest on are missing.
         ResultsError: ``results.json`` cannot be read.
-        SampleLogError: A log cannot be read, or holds fewer samples than the results count.
+        SampleLogError: A log cannot be read, is of another model or setting than the results, or
+            holds fewer samples than they count.
     """
     folder = Path(folder)
     results = Results.load(folder / "results.json")
     samples = {}
     for score in results.tasks:
         path = log_path(folder, task=score.task, shots=score.shots, mode=score.mode)
-        found = read_samples(path)
+        # A rerun that was stopped leaves the old results beside logs that are no longer theirs.
+        key = log_key(
+            model=results.fingerprint,
+            task=score.task,
+            content=score.content_hash,
+            shots=score.shots,
+            mode=score.mode,
+            method=score.method,
+            decoding=results.decoding,
+        )
+        found = read_samples(path, key)
         if len(found) < score.n:
             raise SampleLogError(f"{path}: {len(found)} samples; the results count {score.n}")
         # Samples of an earlier run with a higher limit stay behind those of this one.

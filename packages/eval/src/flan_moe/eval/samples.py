@@ -20,7 +20,7 @@ from flan_moe.eval.requests import Loglikelihood, Response
 from flan_moe.eval.strict_json import Checked, parse_json
 
 LOG_FORMAT = "flan-moe-eval-samples"
-LOG_VERSION = 1
+LOG_VERSION = 2
 
 
 class SampleLogError(ValueError):
@@ -36,7 +36,7 @@ class Sample:
         prompt: What the model read.
         exemplars: Exemplars in the prompt.
         excess_tokens: Tokens cut from the prompt's start because it did not fit.
-        target: The right answer.
+        targets: The right answers.
         options: Candidate answers, if any.
         output: Generated text; None when options were scored.
         output_tokens: Length of ``output``, where the model can count.
@@ -52,7 +52,7 @@ class Sample:
     prompt: str
     exemplars: int
     excess_tokens: int
-    target: str
+    targets: tuple[str, ...]
     options: tuple[str, ...] | None
     output: str | None
     output_tokens: int | None
@@ -68,6 +68,28 @@ class Sample:
         if self.output is not None:
             return self.output
         return Loglikelihood(self.log_probabilities or (), self.token_counts or ())
+
+
+def log_key(
+    *,
+    model: str | None,
+    task: str,
+    content: str,
+    shots: int,
+    mode: str,
+    method: str,
+    decoding: Mapping[str, int],
+) -> dict[str, Any]:
+    """What decides the answers of a cell: two runs with equal keys may share a log."""
+    return {
+        "model": model,
+        "task": task,
+        "content": content,
+        "shots": shots,
+        "mode": mode,
+        "method": method,
+        "max_new_tokens": decoding.get(f"{mode}_tokens") if method == "generate" else None,
+    }
 
 
 def log_path(out_dir: Path, *, task: str, shots: int, mode: str) -> Path:
@@ -127,16 +149,22 @@ class SampleLog:
         write_text(self.path, "".join([self._header, *lines]))
 
 
-def read_samples(path: Path) -> list[Sample]:
-    """All samples of a log, in its order.
+def read_samples(path: Path, key: Mapping[str, Any]) -> list[Sample]:
+    """All samples of the log with a key, in its order.
 
     Raises:
         FileNotFoundError: There is no such file.
-        SampleLogError: A line is corrupt; the message names file and line.
+        SampleLogError: The log has another key, or a line is corrupt; the message names file and
+            line.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected a log of samples")
-    _read_header(path)
+    difference = _difference(_read_header(path), key)
+    if difference is not None:
+        raise SampleLogError(
+            f"{path}: the log of another run than the results ({difference}); expected the log "
+            "that they were computed from"
+        )
     return _read_samples(path)
 
 
@@ -192,7 +220,7 @@ def _read_sample(record: Checked) -> Sample:
         prompt=record.text("prompt", empty=True),
         exemplars=record.integer("exemplars"),
         excess_tokens=record.integer("excess_tokens"),
-        target=record.text("target"),
+        targets=record.texts("targets"),
         options=record.optional("options", record.texts),
         output=record.optional("output", lambda key: record.text(key, empty=True)),
         output_tokens=record.optional("output_tokens", record.integer),

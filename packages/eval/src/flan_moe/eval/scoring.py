@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from flan_moe.eval.extract import AnswerKind
@@ -41,8 +42,8 @@ def normalize_text(text: str) -> str:
     return text
 
 
-def exact_match(answer: str | None, target: str, *, kind: AnswerKind) -> bool:
-    """Whether an extracted answer is right.
+def exact_match(answer: str | None, targets: Iterable[str], *, kind: AnswerKind) -> bool:
+    """Whether an extracted answer is one of the right ones, the maximum over references.
 
     Options are compared as they are, numbers by value ("18.0" is "18"), texts in normalised form.
     No answer is a wrong answer.
@@ -50,11 +51,11 @@ def exact_match(answer: str | None, target: str, *, kind: AnswerKind) -> bool:
     if answer is None:
         return False
     if kind == "option":
-        return answer == target
+        return answer in targets
     if kind == "number":
         value = as_number(answer)
-        return value is not None and value == as_number(target)
-    return normalize_text(answer) == normalize_text(target)
+        return value is not None and value in map(as_number, targets)
+    return normalize_text(answer) in map(normalize_text, targets)
 
 
 def choose(scores: Loglikelihood) -> Choices:

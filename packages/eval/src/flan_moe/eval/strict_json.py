@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+# Half of a UTF-16 pair, written as an escape: JSON allows it, but no file or terminal can hold it.
+_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 Choice = TypeVar("Choice", bound=str)
@@ -23,14 +25,23 @@ def parse_json(raw: bytes, where: str) -> object:
         where: File, or file and line, for the error.
 
     Raises:
-        ValueError: ``raw`` is not UTF-8, not JSON, repeats a key or holds NaN or an infinity.
+        ValueError: ``raw`` is not UTF-8, not JSON, nested too deeply, repeats a key or holds NaN,
+            an infinity or half a character.
     """
     try:
-        return json.loads(
+        value = json.loads(
             raw.decode("utf-8"), object_pairs_hook=_distinct, parse_constant=_refuse_constant
         )
+        if _SURROGATE_ESCAPE.search(raw):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
     except UnicodeDecodeError as error:
         raise ValueError(f"{where}: not UTF-8 at byte {error.start}") from None
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise ValueError(f"{where}: {half!r} is half of a character, not text") from None
+    except RecursionError:
+        raise ValueError(f"{where}: nested too deeply to be read") from None
     except json.JSONDecodeError as error:
         at = (
             f"line {error.lineno} column {error.colno}"
@@ -106,12 +117,12 @@ class Checked:
             raise self._wrong(key, repr(expected))
 
     def text(self, key: str, *, empty: bool = False) -> str:
-        """A string, not empty unless allowed."""
+        """A string, not blank unless allowed."""
         value = self._value(key)
         if not isinstance(value, str):
             raise self._wrong(key, "a string")
-        if not value and not empty:
-            raise self._wrong(key, "a string that is not empty")
+        if not value.strip() and not empty:
+            raise self._wrong(key, "a string that is not blank")
         return value
 
     def name(self, key: str) -> str:
@@ -152,19 +163,15 @@ class Checked:
     def number(self, key: str) -> float:
         """A finite number."""
         value = self._value(key)
-        if (
-            not isinstance(value, int | float)
-            or isinstance(value, bool)
-            or not math.isfinite(value)
-        ):
+        if not _is_finite(value):
             raise self._wrong(key, "a number")
         return float(value)
 
     def texts(self, key: str) -> tuple[str, ...]:
-        """A list of strings that are not empty."""
+        """A list of strings that are not blank."""
         value = self._value(key)
-        if not isinstance(value, list) or not all(isinstance(v, str) and v for v in value):
-            raise self._wrong(key, "a list of strings that are not empty")
+        if not isinstance(value, list) or not all(isinstance(v, str) and v.strip() for v in value):
+            raise self._wrong(key, "a list of strings that are not blank")
         return tuple(value)
 
     def integers(self, key: str) -> tuple[int, ...]:
@@ -178,11 +185,7 @@ class Checked:
     def numbers(self, key: str) -> tuple[float, ...]:
         """A list of finite numbers."""
         value = self._value(key)
-        numeric = isinstance(value, list) and all(
-            isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
-            for v in value
-        )
-        if not numeric:
+        if not isinstance(value, list) or not all(map(_is_finite, value)):
             raise self._wrong(key, "a list of numbers")
         return tuple(float(v) for v in value)
 
@@ -198,6 +201,15 @@ class Checked:
         return [
             Checked.of(entry, f"{self.where}: {key}[{index}]") for index, entry in enumerate(value)
         ]
+
+
+def _is_finite(value: object) -> bool:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False
 
 
 def _shown(value: object) -> str:

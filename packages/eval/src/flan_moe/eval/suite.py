@@ -1,7 +1,7 @@
 """The evaluation suite on disk: ``suite.json`` and one jsonl file of items per task.
 
 ``suite.json`` holds ``format``, ``version``, ``name``, ``source`` and a list of ``tasks``; every
-line of a task's file holds ``id``, ``input``, ``target``, ``options`` and ``rationale``. Loading
+line of a task's file holds ``id``, ``input``, ``targets``, ``options`` and ``rationale``. Loading
 checks all of it, so that a broken suite is refused before a model is loaded.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -16,11 +17,18 @@ from typing import Literal, get_args
 from flan_moe.eval.strict_json import Checked, parse_json
 
 SUITE_FORMAT = "flan-moe-eval-suite"
-SUITE_VERSION = 1
+SUITE_VERSION = 2
 
-Group = Literal["held_in", "held_out"]
+Group = Literal["held_in", "held_out_sibling", "held_out"]
 Kind = Literal["generate", "multiple_choice"]
 Mode = Literal["direct", "cot"]
+
+# In the order of tables and plots: what says most about unseen tasks comes first.
+GROUP_NAMES: Mapping[Group, str] = {
+    "held_out": "held-out",
+    "held_out_sibling": "held-out sibling",
+    "held_in": "held-in",
+}
 
 
 class SuiteError(ValueError):
@@ -34,16 +42,22 @@ class Item:
     Attributes:
         id: Unique within its file.
         input: Zero-shot prompt body, options included as the model sees them.
-        target: The right answer; one of ``options`` where there are any.
+        targets: The right answers, one or more; some of ``options`` where there are any. Any of
+            them counts; the first is the one that exemplars show.
         options: Candidate answers, or None for a free answer.
         rationale: Worked reasoning that leads to the target, or None.
     """
 
     id: str
     input: str
-    target: str
+    targets: tuple[str, ...]
     options: tuple[str, ...] | None = None
     rationale: str | None = None
+
+    @property
+    def target(self) -> str:
+        """The answer to show: the first of the right ones."""
+        return self.targets[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +67,8 @@ class Task:
     Attributes:
         name: Unique within the suite.
         mixture: Training mixture in whose manner the task is written.
-        group: Whether the model was trained on this task family ("held_in") or not ("held_out").
+        group: "held_in" if the model was trained on this task; "held_out" if it was trained on no
+            task of this kind; "held_out_sibling" if not on this task, but on others of its kind.
         kind: "generate" (exact match) or "multiple_choice" (log-likelihood of the options).
         cot: Whether the task can be asked for with a chain of thought.
         cot_cue: Line that asks for reasoning.
@@ -209,8 +224,12 @@ def _read_items(file: Path, *, kind: Kind, cot_exemplars: bool) -> tuple[Item, .
 
 
 def _read_item(record: Checked, kind: Kind, cot_exemplar: bool) -> Item:
-    record.only_keys("id", "input", "target", "options", "rationale")
-    target = record.text("target")
+    record.only_keys("id", "input", "targets", "options", "rationale")
+    targets = record.texts("targets")
+    if not targets or len(set(targets)) != len(targets):
+        raise ValueError(
+            f"{record.where}: targets: {list(targets)}; expected one or more different strings"
+        )
     options: tuple[str, ...] | None = None
     if record.get("options") is not None:
         options = record.texts("options")
@@ -218,9 +237,10 @@ def _read_item(record: Checked, kind: Kind, cot_exemplar: bool) -> Item:
             raise ValueError(
                 f"{record.where}: options: {list(options)}; expected two or more different strings"
             )
-        if target not in options:
+        if not set(targets) <= set(options):
             raise ValueError(
-                f"{record.where}: target: {target!r}; expected one of the options {list(options)}"
+                f"{record.where}: targets: {list(targets)}; expected some of the options "
+                f"{list(options)}"
             )
     elif kind == "multiple_choice":
         raise ValueError(f"{record.where}: options: null; a multiple_choice task needs them")
@@ -232,7 +252,7 @@ def _read_item(record: Checked, kind: Kind, cot_exemplar: bool) -> Item:
     return Item(
         id=record.text("id"),
         input=record.text("input"),
-        target=target,
+        targets=targets,
         options=options,
         rationale=rationale,
     )

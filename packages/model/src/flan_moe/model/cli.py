@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flan_moe.model.config import FlanMoEConfig
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--beams", type=_positive, default=1, metavar="N")
     generate.add_argument("--sample", action="store_true", help="sample instead of searching")
     generate.add_argument("--temperature", type=float, default=1.0, help="for --sample")
-    generate.add_argument("--seed", type=int, default=0, help="for --sample")
+    generate.add_argument("--seed", type=_seed, default=0, help="for --sample")
     generate.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     generate.set_defaults(run=_generate)
     return parser
@@ -71,6 +71,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value}: expected at least 1")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{value}: expected 0 to 2**63 - 1")
     return value
 
 
@@ -149,7 +156,7 @@ def _check_directory(model: str, expected: str) -> None:
         raise ValueError(f"{model!r}: expected {expected}")
     try:
         found = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+    except (ValueError, RecursionError, AttributeError) as error:
         raise ValueError(f"{path}: expected a JSON object: {error}") from error
     if found != "flan_moe":
         raise ValueError(f"{path}: model_type={found!r}: expected 'flan_moe'")
@@ -162,8 +169,20 @@ def _generate(options: argparse.Namespace) -> int:
 
     from flan_moe.model.modeling import FlanMoEForConditionalGeneration
 
-    tokenizer = AutoTokenizer.from_pretrained(options.model, local_files_only=True)
-    model = FlanMoEForConditionalGeneration.from_pretrained(options.model, local_files_only=True)
+    _check_device(options.device)
+    tokenizer = _load(options.model, "tokenizer", AutoTokenizer, trust_remote_code=False)
+    model, info = _load(
+        options.model, "model", FlanMoEForConditionalGeneration, output_loading_info=True
+    )
+    # transformers would go on with random weights, or without those that it has no place for.
+    for key, problem in (
+        ("missing_keys", "weights are missing"),
+        ("unexpected_keys", "weights have no place in the model that config.json describes"),
+    ):
+        if info[key]:
+            raise ValueError(
+                f"{options.model}: {len(info[key])} {problem}, the first is {min(info[key])}"
+            )
     model = model.eval().to(options.device)
     if len(tokenizer) > model.config.vocab_size:
         raise ValueError(
@@ -172,14 +191,36 @@ def _generate(options: argparse.Namespace) -> int:
         )
     torch.manual_seed(options.seed)
     batch = tokenizer(options.text, return_tensors="pt", padding=True)
-    search = {"do_sample": True, "temperature": options.temperature} if options.sample else {}
+    search = {"temperature": options.temperature} if options.sample else {}
     out = model.generate(
         input_ids=batch["input_ids"].to(options.device),
         attention_mask=batch["attention_mask"].to(options.device),
         max_new_tokens=options.max_new_tokens,
         num_beams=options.beams,
+        do_sample=options.sample,
         **search,
     )
     for answer in tokenizer.batch_decode(out, skip_special_tokens=True):
         print(answer.strip())
     return 0
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    try:
+        torch.zeros(1, device=name).cpu()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"--device {name!r}: expected one that torch can use here, such as 'cpu' ({reason})"
+        ) from None
+
+
+def _load(path: str, what: str, loader: Any, **settings: Any) -> Any:
+    try:
+        return loader.from_pretrained(path, local_files_only=True, **settings)
+    except Exception as error:  # transformers and safetensors raise many unrelated types
+        raise ValueError(
+            f"{path}: cannot load a {what}: {type(error).__name__}: {error}"
+        ) from error

@@ -10,12 +10,16 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+import torch
 from transformers import GenerationConfig, PretrainedConfig
 
 from flan_moe.experts import ACTIVATIONS
 from flan_moe.routing import RouterConfig
 
 STACK_NAMES = ("encoder", "decoder")
+
+# Sizes beyond this are typing errors, and torch fails on them without naming the key.
+_LARGEST_INT = 2**31 - 1
 
 StackName = Literal["encoder", "decoder"]
 
@@ -153,6 +157,8 @@ class FlanMoEConfig(PretrainedConfig):
         **kwargs: Any,
     ) -> None:
         _refuse_unknown(kwargs)
+        for key in ("dtype", "torch_dtype"):
+            _require_dtype(key, kwargs.get(key))
         if kwargs.pop("is_encoder_decoder", True) is not True:
             _refuse("is_encoder_decoder", False, "true: Flan-MoE is an encoder-decoder")
         self.vocab_size = vocab_size
@@ -211,7 +217,7 @@ class FlanMoEConfig(PretrainedConfig):
             value = getattr(self, key)
             if not _is_number(value) or not 0.0 <= value < math.inf:
                 _refuse(key, value, "a number that is not negative")
-        if self.activation not in ACTIVATIONS:
+        if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
             _refuse("activation", self.activation, f"one of {_quoted(tuple(ACTIVATIONS))}")
         if not isinstance(self.tie_word_embeddings, bool):
             _refuse("tie_word_embeddings", self.tie_word_embeddings, "true or false")
@@ -402,10 +408,20 @@ def _refuse_unknown(kwargs: Mapping[str, Any]) -> None:
 def _require_int(key: str, value: object, *, minimum: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         _refuse(key, value, f"an integer of at least {minimum}")
+    if value > _LARGEST_INT:
+        _refuse(key, value, f"an integer of at most {_LARGEST_INT}")
+
+
+def _require_dtype(key: str, value: object) -> None:
+    named = getattr(torch, value, None) if isinstance(value, str) else value
+    if value is not None and not isinstance(named, torch.dtype):
+        _refuse(key, value, "the name of a torch dtype, such as 'float32'")
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return isinstance(value, float) or abs(value) <= _LARGEST_INT
 
 
 def _quoted(names: Sequence[str]) -> str:

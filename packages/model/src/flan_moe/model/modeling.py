@@ -19,9 +19,16 @@ from flan_moe.model.initialization import initialize_module
 from flan_moe.model.losses import mean_aux_losses, token_cross_entropy, total_loss
 from flan_moe.model.output import EncoderOutput, FlanMoEOutput
 from flan_moe.model.projection import Projection
-from flan_moe.model.segments import TokenLayout
+from flan_moe.model.segments import TokenLayout, may_attend_across, may_attend_to_cache
 from flan_moe.model.shift import shift_right, trailing_layout
-from flan_moe.model.stack import Decoder, Encoder, StackOutput, refuse_attentions, token_layout
+from flan_moe.model.stack import (
+    Decoder,
+    Encoder,
+    StackOutput,
+    check_input,
+    refuse_attentions,
+    token_layout,
+)
 
 
 class FlanMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -93,7 +100,8 @@ class FlanMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
             encoder_segments: (B, S), 0 for padding, k for the k-th packed sequence of a row;
                 takes the place of ``attention_mask``.
             decoder_segments: (B, L), the same for the decoder; segment k reads segment k of the
-                encoder. Given together with ``encoder_segments``.
+                encoder, which must have one (checked on the CPU). Given together with
+                ``encoder_segments``.
             encoder_outputs: output of the encoder, in place of its inputs.
             past_key_values: cache of earlier decoder positions; not for packed rows.
             inputs_embeds: (B, S, D) in place of ``input_ids``.
@@ -124,15 +132,10 @@ class FlanMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 layout=memory_layout,
             )
         else:
+            memory_layout = None
             if not isinstance(encoder_outputs, BaseModelOutput):
                 encoder_outputs = EncoderOutput(*encoder_outputs)
-            memory_layout = token_layout(
-                "encoder",
-                None,
-                encoder_outputs.last_hidden_state,
-                attention_mask,
-                encoder_segments,
-            )
+        memory_BSD = encoder_outputs.last_hidden_state
         cache = past_key_values
         if cache is None and use_cache:
             cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
@@ -148,14 +151,25 @@ class FlanMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
             _check_labels(labels, layout)
             if decoder_attention_mask is None and decoder_segments is None and cache is None:
                 layout = trailing_layout(labels)
-        cross_filled = cache is not None and cache.is_updated.get(0, False)
+        if cache is not None and cache.is_updated.get(0, False):
+            # Keys and values are in the cache. A layout would be read by nobody, and making one
+            # in every step of a generation would have the host wait for the device.
+            check_input("encoder", None, memory_BSD, attention_mask, None)
+            memory_TD = memory_layout = None
+            cross_allowed = may_attend_to_cache(layout, memory_BSD.shape[0], attention_mask)
+        else:
+            if memory_layout is None:
+                memory_layout = token_layout(
+                    "encoder", None, memory_BSD, attention_mask, encoder_segments
+                )
+            memory_TD = memory_layout.flatten(memory_BSD)
+            cross_allowed = may_attend_across(layout, memory_layout)
         out: StackOutput = self.decoder(
             decoder_input_ids,
             decoder_inputs_embeds,
             layout,
-            memory_TD=(
-                None if cross_filled else memory_layout.flatten(encoder_outputs.last_hidden_state)
-            ),
+            cross_allowed=cross_allowed,
+            memory_TD=memory_TD,
             memory_layout=memory_layout,
             key_mask=decoder_attention_mask if past else None,
             cache=cache,
@@ -170,7 +184,7 @@ class FlanMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
             logits=layout.pad(logits_TV) if output_logits else None,
             past_key_values=cache,
             decoder_hidden_states=out.hidden_states,
-            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
+            encoder_last_hidden_state=memory_BSD,
             encoder_hidden_states=encoder_outputs.hidden_states,
             cross_entropy=cross_entropy,
             aux_losses=aux_losses,

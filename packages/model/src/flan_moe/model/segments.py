@@ -134,6 +134,10 @@ def may_attend_causal(
 def may_attend_across(query: TokenLayout, key: TokenLayout) -> Tensor | None:
     """Cross-attention: segment k of the decoder sees segment k of the encoder.
 
+    A decoder segment that the encoder lacks is looked for on the CPU only: elsewhere the host would
+    wait for the device in every forward pass. There such a segment reads arbitrary positions of its
+    row, without NaN.
+
     Args:
         query: layout of the decoder.
         key: layout of the encoder.
@@ -143,13 +147,9 @@ def may_attend_across(query: TokenLayout, key: TokenLayout) -> Tensor | None:
 
     Raises:
         ValueError: if one side is packed and the other is not, if the numbers of rows differ, or
-            if the decoder holds a segment that the encoder lacks.
+            if, on the CPU, the decoder holds a segment that the encoder lacks.
     """
-    if query.batch_size != key.batch_size:
-        raise ValueError(
-            f"the decoder has {query.batch_size} rows, the encoder {key.batch_size}: row b of one "
-            "belongs to row b of the other"
-        )
+    _check_rows(query, key.batch_size)
     if query.packed != key.packed:
         raise ValueError(
             "encoder_segments and decoder_segments must be given together: segment k of the "
@@ -158,11 +158,45 @@ def may_attend_across(query: TokenLayout, key: TokenLayout) -> Tensor | None:
     if not query.packed:
         return None if key.segments_BS is None else (key.segments_BS > 0)[:, None, None]
     allowed_BLS = query.segments_BS[:, :, None] == key.segments_BS[:, None, :]
-    orphan_BL = (query.segments_BS > 0) & ~allowed_BLS.any(-1)
+    if allowed_BLS.device.type == "cpu":
+        _refuse_orphans(query.segments_BS, allowed_BLS)
+    return allowed_BLS[:, None]
+
+
+def may_attend_to_cache(
+    query: TokenLayout, batch_size: int, mask_BS: Tensor | None
+) -> Tensor | None:
+    """Cross-attention to cached keys; unlike `may_attend_across` it never waits for the device.
+
+    Args:
+        query: layout of the decoder, not packed.
+        batch_size: rows of the encoder.
+        mask_BS: nonzero at the encoder's tokens; None if all positions are.
+
+    Returns:
+        bool, (B, 1, 1, S); None if there is no mask.
+
+    Raises:
+        ValueError: if the numbers of rows differ.
+    """
+    _check_rows(query, batch_size)
+    return None if mask_BS is None else (mask_BS != 0)[:, None, None]
+
+
+def _check_rows(query: TokenLayout, batch_size: int) -> None:
+    if query.batch_size != batch_size:
+        raise ValueError(
+            f"the decoder has {query.batch_size} rows, the encoder {batch_size}: row b of one "
+            "belongs to row b of the other"
+        )
+
+
+def _refuse_orphans(segments_BL: Tensor, allowed_BLS: Tensor) -> None:
+    """Refuse decoder segments without encoder tokens. Waits for the device."""
+    orphan_BL = (segments_BL > 0) & ~allowed_BLS.any(-1)
     if bool(orphan_BL.any()):
         row, position = orphan_BL.nonzero()[0].tolist()
         raise ValueError(
-            f"decoder_segments[{row}] has segment {int(query.segments_BS[row, position])}, which "
+            f"decoder_segments[{row}] has segment {int(segments_BL[row, position])}, which "
             f"encoder_segments[{row}] lacks"
         )
-    return allowed_BLS[:, None]

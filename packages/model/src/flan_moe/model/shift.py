@@ -31,12 +31,16 @@ def shift_right(
         (B, L).
 
     Raises:
-        ValueError: if labels and segments differ in shape.
+        ValueError: if labels are empty, or differ in shape from segments.
     """
     if segments_BL is not None and segments_BL.shape != labels_BL.shape:
         raise ValueError(
             f"decoder_segments has shape {tuple(segments_BL.shape)}; expected "
             f"{tuple(labels_BL.shape)}, like labels"
+        )
+    if labels_BL.ndim != 2 or labels_BL.shape[1] == 0:
+        raise ValueError(
+            f"labels has shape {tuple(labels_BL.shape)}; expected (batch, length above 0)"
         )
     ids_BL = torch.empty_like(labels_BL)
     ids_BL[:, 0] = start_token_id

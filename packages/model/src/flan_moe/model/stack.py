@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -20,7 +21,6 @@ from flan_moe.model.position_bias import RelativePositionBias
 from flan_moe.model.segments import (
     TokenLayout,
     may_attend,
-    may_attend_across,
     may_attend_causal,
 )
 
@@ -80,6 +80,7 @@ class Stack(nn.Module):
     ) -> Tensor:
         if inputs_embeds is not None:
             return layout.flatten(inputs_embeds)
+        _check_ids(self.stack, input_ids, self._embedding[0].num_embeddings)
         return self._embedding[0](layout.flatten(input_ids))
 
     def _run(
@@ -196,8 +197,9 @@ class Decoder(Stack):
         inputs_embeds: Tensor | None,
         layout: TokenLayout,
         *,
+        cross_allowed: Tensor | None,
         memory_TD: Tensor | None,
-        memory_layout: TokenLayout,
+        memory_layout: TokenLayout | None,
         key_mask: Tensor | None = None,
         cache: EncoderDecoderCache | None = None,
         output_hidden_states: bool = False,
@@ -208,8 +210,9 @@ class Decoder(Stack):
             input_ids: (B, L) token ids.
             inputs_embeds: (B, L, D) in place of ``input_ids``.
             layout: of the L positions.
-            memory_TD: flat encoder output; may be None once ``cache`` holds its keys and values.
-            memory_layout: of the encoder output.
+            cross_allowed: which keys of the encoder may be read, see `attention_bias`.
+            memory_TD: flat encoder output; not read once ``cache`` holds its keys and values.
+            memory_layout: where it belongs; not read then either.
             key_mask: (B, cached + L), nonzero at real tokens; only with a filled cache, otherwise
                 ``layout`` says it.
             cache: to read and extend.
@@ -232,7 +235,7 @@ class Decoder(Stack):
             attention_bias(self.position_bias(length, past + length), allowed, x_TD),
             input_ids=input_ids,
             output_hidden_states=output_hidden_states,
-            cross_bias=attention_bias(None, may_attend_across(layout, memory_layout), x_TD),
+            cross_bias=attention_bias(None, cross_allowed, x_TD),
             memory_TD=memory_TD,
             memory_layout=memory_layout,
             cache=cache,
@@ -249,6 +252,26 @@ def token_layout(
     """The layout of a stack's input; segments take the place of the mask.
 
     Raises:
+        ValueError: see `check_input`.
+    """
+    shape = check_input(stack, input_ids, inputs_embeds, mask, segments)
+    if segments is not None:
+        return TokenLayout.from_segments(segments)
+    if mask is not None:
+        return TokenLayout.from_mask(mask)
+    return TokenLayout.every_position(*shape)
+
+
+def check_input(
+    stack: StackName,
+    input_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+    mask: Tensor | None,
+    segments: Tensor | None,
+) -> tuple[int, int]:
+    """Batch size and length of a stack's input.
+
+    Raises:
         ValueError: unless exactly one of ids and embeddings is given and all shapes agree.
     """
     prefix = "" if stack == "encoder" else "decoder_"
@@ -257,16 +280,24 @@ def token_layout(
     shape = input_ids.shape if input_ids is not None else inputs_embeds.shape[:2]
     if len(shape) != 2:
         raise ValueError(f"{prefix}input_ids has shape {tuple(shape)}; expected (batch, length)")
+    if shape[1] == 0:
+        raise ValueError(f"{prefix}input_ids has shape {tuple(shape)}; expected a length above 0")
     for name, tensor in ((f"{prefix}attention_mask", mask), (f"{stack}_segments", segments)):
         if tensor is not None and tensor.shape != shape:
             raise ValueError(
                 f"{name} has shape {tuple(tensor.shape)}; expected {tuple(shape)}, like the input"
             )
-    if segments is not None:
-        return TokenLayout.from_segments(segments)
-    if mask is not None:
-        return TokenLayout.from_mask(mask)
-    return TokenLayout.every_position(*shape)
+    return tuple(shape)
+
+
+def _check_ids(stack: StackName, input_ids: Tensor, vocab_size: int) -> None:
+    """Name an id that the embedding lacks; on CPU only, elsewhere it would wait for the device."""
+    if input_ids.device.type != "cpu" or not input_ids.numel() or torch.compiler.is_compiling():
+        return
+    for found in (int(input_ids.min()), int(input_ids.max())):
+        if not 0 <= found < vocab_size:
+            name = "input_ids" if stack == "encoder" else "decoder_input_ids (or labels)"
+            raise ValueError(f"{name} holds {found}; expected ids below vocab_size, {vocab_size}")
 
 
 def refuse_attentions(output_attentions: bool | None) -> None:

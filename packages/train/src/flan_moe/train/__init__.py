@@ -21,6 +21,7 @@ _HOME = {
     "Recipe": "recipe_schema",
     "RecipeError": "recipe",
     "RouterMonitor": "callbacks.router_monitor",
+    "RowLengths": "row_lengths",
     "RunFolder": "run_folder",
     "RunFolderError": "run_folder",
     "Settings": "quickstart",

@@ -7,6 +7,12 @@ then shorten the steps of all the others. T5X marks the expert axis ``BATCH``, s
 clipping and scale are all per expert, and that is what this module does; on matrices and vectors
 it agrees with `transformers.Adafactor` (both are tested).
 
+One rule decides what is factored: a matrix, lone or one expert of a stack, whose sides are both at
+least ``min_dim_size_to_factor``. T5X and optax ask this of lone matrices only; T5X factors a stack
+with a ``BATCH`` axis whatever the sizes (`t5x/adafactor.py`, `_parse_rule`). The rules agree from
+128 on, that is on every T5X model. Below, T5X's would factor the experts of a small sparse model
+and none of its dense twin, and the comparison of the two would be one of optimizers as well.
+
 Shape suffixes: E experts (any leading axes), I rows, J columns of a matrix.
 """
 
@@ -19,8 +25,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-FACTORED_FROM = 128
-"""A lone matrix is factored if both its sides are at least this long (T5X's default)."""
+MIN_DIM_SIZE_TO_FACTOR = 128
+"""A matrix is factored if both its sides are at least this long (T5X's and optax's default)."""
 
 
 class ExpertAdafactor(Optimizer):
@@ -36,7 +42,8 @@ class ExpertAdafactor(Optimizer):
             ``eps[1]``.
         eps: Added to squared gradients; least parameter scale.
         weight_decay: Decoupled: weights shrink by ``lr * weight_decay`` per step.
-        factored_from: Shortest side of a lone matrix that is factored; stacks always are.
+        min_dim_size_to_factor: Shortest side of a matrix, lone or in a stack, whose second moment
+            is factored.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -52,11 +59,16 @@ class ExpertAdafactor(Optimizer):
         scale_parameter: bool = True,
         eps: tuple[float, float] = (1e-30, 1e-3),
         weight_decay: float = 0.0,
-        factored_from: int = FACTORED_FROM,
+        min_dim_size_to_factor: int = MIN_DIM_SIZE_TO_FACTOR,
     ) -> None:
         for key, value in (("lr", lr), ("decay", decay), ("clip_threshold", clip_threshold)):
             if not value > 0:
                 raise ValueError(f"{key}: expected a positive number, got {value!r}")
+        if min_dim_size_to_factor < 1:
+            raise ValueError(
+                "min_dim_size_to_factor: expected a positive whole number, got "
+                f"{min_dim_size_to_factor!r}"
+            )
         if weight_decay < 0:
             raise ValueError(f"weight_decay: expected a number of at least 0, got {weight_decay!r}")
         super().__init__(
@@ -68,7 +80,7 @@ class ExpertAdafactor(Optimizer):
                 "scale_parameter": scale_parameter,
                 "eps": eps,
                 "weight_decay": weight_decay,
-                "factored_from": factored_from,
+                "min_dim_size_to_factor": min_dim_size_to_factor,
             },
         )
 
@@ -96,7 +108,7 @@ class ExpertAdafactor(Optimizer):
         state = self.state[parameter]
         gradient = parameter.grad.float()
         if not state:
-            _init(state, gradient, group["factored_from"])
+            _init(state, gradient, group["min_dim_size_to_factor"])
         state["step"] += 1
         decay = 1.0 - state["step"].item() ** -group["decay"]
         least_square, least_scale = group["eps"]
@@ -131,10 +143,10 @@ def inverse_root(row_EI: Tensor, column_EJ: Tensor) -> Tensor:
     return row.unsqueeze(-1) * column_EJ.rsqrt().unsqueeze(-2)
 
 
-def _init(state: dict[str, Any], gradient: Tensor, factored_from: int) -> None:
+def _init(state: dict[str, Any], gradient: Tensor, min_dim_size_to_factor: int) -> None:
     shape = gradient.shape
     state["step"] = torch.tensor(0.0)
-    if len(shape) > 2 or (len(shape) == 2 and min(shape) >= factored_from):
+    if len(shape) >= 2 and min(shape[-2:]) >= min_dim_size_to_factor:
         state["row"] = gradient.new_zeros(shape[:-1])
         state["column"] = gradient.new_zeros((*shape[:-2], shape[-1]))
     else:

@@ -120,17 +120,21 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    from flan_moe.model import count_parameters, flops_per_token
+    from flan_moe.model import count_parameters
     from flan_moe.train.preflight import check_recipe
     from flan_moe.train.recipe import as_yaml, load_recipe
     from flan_moe.train.trainer import say
 
     loaded = load_recipe(options.recipe, options.overrides)
     plan = check_recipe(loaded)
-    count, flops = count_parameters(plan.config), flops_per_token(plan.config)
+    count, rows = count_parameters(plan.config), plan.data.row_lengths(loaded.recipe)
+    flops = rows.flops_per_token(plan.config)
     say(as_yaml(loaded.recipe))
     say(f"# parameters: {count.total:,} in all, {count.active:,} active per token")
-    say(f"# forward pass: {flops.mean / 1e6:.1f} MFLOPs per token (mean of the two stacks)")
+    say(
+        f"# forward pass: {flops.mean / 1e6:.2f} MFLOPs per token (mean of the two stacks; "
+        f"{rows.describe()})"
+    )
     say(f"# data: {plan.data.describe()}")
     cut = plan.data.cut_examples(loaded.recipe)
     if cut is not None:

@@ -9,8 +9,8 @@ from composer.models import ComposerModel
 from torch import Tensor
 from torchmetrics import Metric
 
-from flan_moe.model import flops_per_token
 from flan_moe.train.batches import ROW_KEYS, PackedBatch
+from flan_moe.train.row_lengths import RowLengths
 
 if TYPE_CHECKING:
     from flan_moe.model import FlanMoEForConditionalGeneration, FlanMoEOutput
@@ -21,12 +21,13 @@ class InstructionTuning(ComposerModel):
 
     Args:
         model: The network; the module's only child with parameters.
+        rows: Length of the batches' rows; only `flops_per_batch` needs it.
     """
 
-    def __init__(self, model: FlanMoEForConditionalGeneration) -> None:
+    def __init__(self, model: FlanMoEForConditionalGeneration, *, rows: RowLengths) -> None:
         super().__init__()
         self.net = model
-        self._flops = flops_per_token(model.config, encoder_length=0, decoder_length=0)
+        self._flops = rows.flops_per_token(model.config)
 
     def forward(self, batch: PackedBatch) -> FlanMoEOutput:
         """Losses and routings of a batch; logits in evaluation only, where a metric reads them."""
@@ -69,8 +70,7 @@ class InstructionTuning(ComposerModel):
     def flops_per_batch(self, batch: PackedBatch) -> float:
         """Floating point operations of a training step on a batch.
 
-        Three times the forward pass, of active parameters and real tokens only; attention scores
-        are left out, as in the usual estimate of six operations per parameter and token.
+        Three times the forward pass of the batch's real tokens, see `RowLengths.flops_per_token`.
         """
         encoder = int((batch["encoder_segments"] > 0).sum())
         decoder = int((batch["decoder_segments"] > 0).sum())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from flan_moe.train.conform import suggestion
 from flan_moe.train.recipe import LoadedRecipe
 from flan_moe.train.recipe_schema import Recipe
+from flan_moe.train.row_lengths import RowLengths
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -125,14 +126,16 @@ class DataFolder:
         chosen = recipe.data.mixtures
         return [m for m in self.manifest.splits["train"] if chosen is None or chosen.get(m)]
 
+    def row_lengths(self, recipe: Recipe) -> RowLengths:
+        """Length of the recipe's packed rows."""
+        return RowLengths.of(recipe.data, self.manifest)
+
     def cut_examples(self, recipe: Recipe) -> str | None:
         """One line naming the tasks with examples longer than a row, which are cut; else None."""
         from flan_moe.data import read_task_table
 
-        budgets = {
-            "input": recipe.data.input_length or self.manifest.max_input_tokens,
-            "target": recipe.data.target_length or self.manifest.max_target_tokens,
-        }
+        rows = self.row_lengths(recipe)
+        budgets = {"input": rows.input, "target": rows.target}
         cut = []
         for mixture in self.mixtures(recipe):
             for task in read_task_table(self.path / "train" / mixture).tasks:
@@ -146,8 +149,8 @@ class DataFolder:
             return None
         named = ", ".join(cut[:3]) + (f" and {len(cut) - 3} more" if len(cut) > 3 else "")
         return (
-            f"examples longer than a row of {budgets['input']:,} input and {budgets['target']:,} "
-            f"target tokens are cut: {named}"
+            f"examples longer than a row of {rows.input:,} input and {rows.target:,} target tokens "
+            f"are cut: {named}"
         )
 
     def _weights(self, chosen: Mapping[str, float] | None) -> dict[str, float] | None:

@@ -8,8 +8,8 @@ from torch import nn
 from flan_moe.train.adafactor import ExpertAdafactor
 from flan_moe.train.recipe_schema import Adafactor, AdamW
 
-UNDECAYED = ("relative_attention_bias", "position_bias")
-"""Parameters with these words in their names are exempt from weight decay, as all vectors are."""
+UNDECAYED = ("position_bias",)
+"""Parameters of modules of these names are exempt from weight decay, as all vectors are."""
 
 
 def build_optimizer(section: AdamW | Adafactor, model: nn.Module) -> torch.optim.Optimizer:
@@ -31,6 +31,7 @@ def build_optimizer(section: AdamW | Adafactor, model: nn.Module) -> torch.optim
         decay=section.decay,
         clip_threshold=section.clip_threshold,
         scale_parameter=section.scale_parameter,
+        min_dim_size_to_factor=section.min_dim_size_to_factor,
     )
 
 
@@ -40,7 +41,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        exempt = parameter.dim() < 2 or any(word in name for word in UNDECAYED)
+        exempt = parameter.dim() < 2 or any(word in name.split(".") for word in UNDECAYED)
         (undecayed if exempt else decayed).append(parameter)
     groups = [(decayed, weight_decay), (undecayed, 0.0)]
     return [{"params": p, "weight_decay": decay} for p, decay in groups if p]

@@ -33,7 +33,8 @@ class Settings:
         raw_data: Folder of raw data, or None for mini-Flan.
         steps: Optimizer steps per model; None for the recipes' own number.
         examples: Training examples per task at most.
-        tasks: Evaluated tasks per group (held-in, held-out) at most; raw data can have many more.
+        tasks: Evaluated tasks per group (held-in, held-out, held-out siblings) at most; raw data
+            can have many more.
         questions: Evaluation questions per task.
         shots: Numbers of exemplars to evaluate with.
     """
@@ -123,9 +124,10 @@ class Quickstart:
         from flan_moe.eval import load_suite
 
         suite = load_suite(self.data / "eval")
+        most = max(self.settings.shots)
         names: list[str] = []
-        for group in ("held_in", "held_out"):
-            tasks = [t.name for t in suite.tasks if t.group == group and len(t.exemplars) >= 2]
+        for group in dict.fromkeys(task.group for task in suite.tasks):
+            tasks = [t.name for t in suite.tasks if t.group == group and len(t.exemplars) >= most]
             step = max(1, -(-len(tasks) // self.settings.tasks))
             names += tasks[::step]
         return suite.select(tuple(names))

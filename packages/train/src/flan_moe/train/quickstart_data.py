@@ -44,7 +44,7 @@ def build_quickstart_data(
             sources, options = _raw(raw, examples)
         except (OSError, ValueError) as error:
             raise RecipeError(f"--data {raw}: {error}") from None
-    held_out = [s.name for s in sources if s.group == "held_out"]
+    held_out = [s.name for s in sources if s.group != "held_in"]
     report(f"{len(sources)} tasks, {len(held_out)} of them held out of training")
     try:
         build_data_directory(out, sources, options, report=report)

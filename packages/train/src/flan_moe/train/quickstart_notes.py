@@ -18,6 +18,7 @@ from flan_moe.train.run_folder import RunFolder
 if TYPE_CHECKING:
     from flan_moe.eval import GroupScore, Run
     from flan_moe.eval.compare import GroupComparison
+    from flan_moe.eval.statistics import Interval
 
 
 def notes(
@@ -124,9 +125,11 @@ def _caveats(quickstart: Quickstart, runs: dict[tuple[str, str], Run]) -> str:
     tasks = len({score.task for score in runs["sparse", "tuned"].results.tasks})
     return (
         "These are scores of small models after minutes of training with one random seed, on at "
-        f"most {questions} questions of each of {tasks} tasks; the intervals are for other "
-        "questions of these tasks, not for other tasks or seeds. They show that the parts work "
-        "together. They do not show how sparse and dense models compare at sizes that matter."
+        f"most {questions} questions of each of {tasks} tasks. Intervals are for other questions "
+        "of the same tasks; where held-out tasks are compared there is one for other tasks too, "
+        "and only that one tells of unseen tasks. None is for other seeds. The scores show that "
+        "the parts work together. They do not show how sparse and dense models compare at sizes "
+        "that matter."
     )
 
 
@@ -144,11 +147,20 @@ def percent(score: GroupScore) -> str:
 def verdict(change: GroupComparison) -> tuple[str, str]:
     """Direction of a paired difference ("up", "down" or "open"), and the difference in words.
 
-    The 95 % interval is for other questions of the same tasks. If it holds zero, the direction is
-    open.
+    Of held-in tasks the 95 % interval is for other questions of the same tasks. Of held-out tasks,
+    which stand for unseen ones, both intervals are named, and the one for other tasks decides. If
+    it holds zero, or there is none because there is one task, the direction is open.
     """
-    low, high = change.over_items.low, change.over_items.high
-    words = f"{100 * change.difference:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
-    if low <= 0 <= high:
+    words = f"{100 * change.difference:+.1f} points [{_points(change.over_items)}]"
+    decides = change.over_items
+    if change.group != "held_in":
+        decides = change.over_tasks
+        tasks = f"[{_points(decides)}]" if decides else "[unknown from one task]"
+        words += f" over questions, {tasks} over tasks"
+    if decides is None or decides.low <= 0 <= decides.high:
         return "open", words
-    return ("up" if low > 0 else "down"), words
+    return ("up" if decides.low > 0 else "down"), words
+
+
+def _points(interval: Interval) -> str:
+    return f"{100 * interval.low:+.1f}, {100 * interval.high:+.1f}"

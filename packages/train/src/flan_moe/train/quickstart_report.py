@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from flan_moe.eval.compare import GroupComparison
 
 STATES = ("untrained", "tuned")
-GROUPS = {"held_in": "held-in", "held_out": "held-out"}
+GROUPS = {
+    "held_in": "held-in",
+    "held_out_sibling": "held-out sibling",
+    "held_out": "held-out",
+}
 SMOOTHED = 10
 """Batches that a point of a training curve averages over."""
 
@@ -55,17 +59,12 @@ def configuration(quickstart: Quickstart, label: str) -> Any:
 
 
 def gflops_per_token(quickstart: Quickstart, label: str) -> float:
-    """Forward GFLOPs per token at the data's row lengths, mean of the two stacks."""
+    """Forward GFLOPs per token at the run's row lengths, mean of the two stacks."""
     from flan_moe.data import read_manifest
-    from flan_moe.model import flops_per_token
+    from flan_moe.train.row_lengths import RowLengths
 
-    manifest = read_manifest(quickstart.data)
-    flops = flops_per_token(
-        configuration(quickstart, label),
-        encoder_length=manifest.max_input_tokens,
-        decoder_length=manifest.max_target_tokens,
-    )
-    return flops.mean / 1e9
+    rows = RowLengths.of(quickstart.recipe(label).recipe.data, read_manifest(quickstart.data))
+    return rows.flops_per_token(configuration(quickstart, label)).mean / 1e9
 
 
 def group_score(run: Run, setting: GroupScore | GroupComparison) -> GroupScore:

@@ -136,6 +136,8 @@ class Adafactor(Validated):
         decay: Exponent of the second moment's decay, ``beta2(t) = 1 - t**-decay``.
         clip_threshold: Root mean square to which an update is clipped, per matrix.
         scale_parameter: Take steps relative to the weight's own scale.
+        min_dim_size_to_factor: Shortest side of a matrix, lone or one expert of a stack, whose
+            second moment is factored (T5X's name and default).
         weight_decay: Decoupled; not applied to norms, biases and position biases.
     """
 
@@ -144,6 +146,7 @@ class Adafactor(Validated):
     decay: Positive = 0.8
     clip_threshold: Positive = 1.0
     scale_parameter: bool = True
+    min_dim_size_to_factor: PositiveInt = 128
     weight_decay: NonNegative = 0.0
 
 
@@ -188,7 +191,8 @@ class TrainingSection(Validated):
     Attributes:
         duration: How long to train.
         microbatch_rows: Packed rows per forward and backward pass; gradients of a batch's
-            microbatches are accumulated. Default: the whole batch at once.
+            microbatches are accumulated. Validation batches are divided likewise. Default: the
+            whole batch at once.
         gradient_clip: Largest global gradient norm; default: no clipping.
         precision: ``fp32`` or, on a GPU, ``amp_bf16``.
         device: ``auto`` takes the GPU where there is one.

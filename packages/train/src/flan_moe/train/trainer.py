@@ -117,7 +117,8 @@ def build_trainer(
 
     recipe = plan.loaded.recipe
     training = recipe.training
-    model = InstructionTuning(build_network(plan.loaded, plan.config))
+    network = build_network(plan.loaded, plan.config)
+    model = InstructionTuning(network, rows=plan.data.row_lengths(recipe))
     clip = training.gradient_clip
     return Trainer(
         model=model,
@@ -196,7 +197,10 @@ def _evaluators(plan: Plan) -> list[Evaluator] | None:
         return None
     return [
         Evaluator(
-            label=mixture, dataloader=data_spec(loader), eval_interval=recipe.evaluation.interval
+            label=mixture,
+            dataloader=data_spec(loader),
+            eval_interval=recipe.evaluation.interval,
+            device_eval_microbatch_size=recipe.training.microbatch_rows,
         )
         for mixture, loader in plan.data.validation_loaders(recipe).items()
     ]

@@ -1,18 +1,19 @@
 """mini-Flan: 24 procedurally generated task families, six in the manner of each Flan mixture.
 
 Everything is drawn from a few hundred words; nothing is downloaded. Six families are held out of
-training; each builds on skills that the others teach:
+training. For four of them the whole cluster is, as in FLAN: nothing that is trained asks for the
+same, though it teaches words and skills that help. Two are siblings of a trained family.
 
-====================  =========  ==============================================================
-held-out family       mixture    related families in training
-====================  =========  ==============================================================
-``yes_no_qa``         muffin     ``reading_qa`` (the same stories), ``entailment`` (yes and no)
-``odd_one_out``       t0_sf      ``word_category`` (kinds of things, choosing a word)
-``extract_colours``   niv2       ``extract_kind`` (the same task for other kinds)
-``remove_word``       niv2       ``replace_word``, ``count_word``
-``object_counting``   cot        ``word_problem`` (sums), ``extract_kind`` (kinds of things)
-``compare_totals``    cot        ``word_problem`` (sums), ``order_logic`` (more and less)
-====================  =========  ==============================================================
+===================  =======  ====================  ===========================================
+held-out family      mixture  group                 related families in training
+===================  =======  ====================  ===========================================
+``entailment``       muffin   ``held_out``          ``reading_qa`` (people and places)
+``odd_one_out``      t0_sf    ``held_out``          ``word_category`` (kinds of things)
+``count_word``       niv2     ``held_out``          ``remove_word`` (a word and a list)
+``order_logic``      cot      ``held_out``          ``paraphrase`` (some of its relations)
+``yes_no_qa``        muffin   ``held_out_sibling``  ``reading_qa`` (the same stories)
+``extract_colours``  niv2     ``held_out_sibling``  ``extract_kind`` (the same definitions)
+===================  =======  ====================  ===========================================
 """
 
 from flan_moe.data.mini_flan import cot, muffin, niv2, t0_sf
@@ -38,4 +39,12 @@ def family(name: str) -> Family:
     raise ValueError(f"no task family {name!r}; expected one of {[f.name for f in TASK_FAMILIES]}")
 
 
-__all__ = ["MIXTURES", "TASK_FAMILIES", "Family", "Instance", "family"]
+def group_of(family: Family) -> str:
+    """``"held_in"``; ``"held_out"``, with its whole cluster; or ``"held_out_sibling"``."""
+    if not family.held_out:
+        return "held_in"
+    trained = {other.cluster for other in TASK_FAMILIES if not other.held_out}
+    return "held_out_sibling" if family.cluster in trained else "held_out"
+
+
+__all__ = ["MIXTURES", "TASK_FAMILIES", "Family", "Instance", "family", "group_of"]

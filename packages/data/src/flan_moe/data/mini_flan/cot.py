@@ -73,7 +73,7 @@ def _weekday(rng: Random) -> Instance:
 
 
 def _sort_numbers(rng: Random) -> Instance:
-    numbers = rng.sample(range(rng.choice((10, 30))), rng.randint(2, 4))
+    numbers = rng.sample(range(rng.choice((10, 30))), rng.randint(3, 4))
     smallest_first = rng.random() < 0.5
     ordered = sorted(numbers, reverse=not smallest_first)
     most = "smallest" if smallest_first else "largest"
@@ -142,7 +142,9 @@ FAMILIES = (
     Family(
         name="word_problem",
         mixture="cot",
+        cluster="arithmetic",
         kind="generate",
+        chance=0.14,  # always the likeliest number
         generate=_word_problem,
         templates=(
             "{story} How many {things} does {who} have now?",
@@ -154,7 +156,9 @@ FAMILIES = (
     Family(
         name="weekday",
         mixture="cot",
+        cluster="dates",
         kind="generate",
+        chance=1 / 6,  # any day but today
         generate=_weekday,
         templates=(
             "{story} Which day of the week is the {event}?",
@@ -166,7 +170,9 @@ FAMILIES = (
     Family(
         name="sort_numbers",
         mixture="cot",
+        cluster="ordering",
         kind="generate",
+        chance=5 / 48,  # the numbers as they stand: three or four in order
         generate=_sort_numbers,
         templates=(
             "Sort these numbers, the {most} first: {numbers}",
@@ -178,7 +184,10 @@ FAMILIES = (
     Family(
         name="order_logic",
         mixture="cot",
+        cluster="logic",
+        held_out=True,
         kind="generate",
+        chance=1 / 2,  # one of the two names that are there once
         generate=_order_logic,
         templates=(
             "{facts} Who is the {asked}?",
@@ -190,8 +199,9 @@ FAMILIES = (
     Family(
         name="object_counting",
         mixture="cot",
+        cluster="arithmetic",
         kind="generate",
-        held_out=True,
+        chance=0.14,  # always the likeliest number
         generate=_object_counting,
         templates=(
             "{who} has {things}. How many {kinds} does {who} have?",
@@ -203,8 +213,9 @@ FAMILIES = (
     Family(
         name="compare_totals",
         mixture="cot",
+        cluster="arithmetic",
         kind="generate",
-        held_out=True,
+        chance=1 / 2,  # one of the two names
         generate=_compare_totals,
         templates=(
             "{story} Who has more things?",

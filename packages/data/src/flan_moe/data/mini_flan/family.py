@@ -58,16 +58,20 @@ class Family:
     Attributes:
         name: Unique among all families.
         mixture: The Flan mixture in whose manner the task is written.
+        cluster: What is asked, as in the task clusters of FLAN: families of one cluster differ in
+            their problems or wordings. Skills and words may be shared by clusters.
         kind: Whether answers are free text or one of the shown options.
         templates: At least four wordings. In the ``niv2`` mixture a template is a task definition
             and the instance's ``input`` follows it; elsewhere it is the whole prompt.
         generate: Draws one instance; everything random comes from the generator it is given.
         held_out: Kept out of training, for evaluation.
-        chance: Score of a blind guess.
+        chance: Score of the best guess that does not solve the problem: always the same answer, or
+            a candidate that the prompt names, chosen by its place or by how often it is there.
     """
 
     name: str
     mixture: str
+    cluster: str
     kind: Kind
     templates: tuple[str, ...]
     generate: Callable[[Random], Instance] = field(repr=False)
@@ -92,7 +96,7 @@ class Family:
             raise ValueError(
                 f"{self.name}: {len(set(self.templates))} templates; expected 4 or more"
             )
-        if (self.kind == "multiple_choice") != (self.chance > 0):
+        if not 0 <= self.chance < 1 or (self.kind == "multiple_choice" and not self.chance):
             raise ValueError(f"{self.name}: chance is {self.chance} for kind {self.kind!r}")
 
     @property

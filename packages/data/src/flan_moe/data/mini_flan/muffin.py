@@ -27,15 +27,17 @@ def _go(rng: Random, who: str, place: str) -> str:
 
 
 def _entailment(rng: Random) -> Instance:
-    *people, stranger = rng.sample(NAMES, rng.randint(2, 3))
-    places = rng.sample(PLACES, len(people) + 1)
-    premise = " ".join(_stay(rng, who, place) for who, place in zip(people, places, strict=False))
+    *people, stranger = rng.sample(NAMES, rng.randint(3, 4))
+    places = rng.sample(PLACES, len(people))
+    premise = " ".join(_stay(rng, who, place) for who, place in zip(people, places, strict=True))
     label = rng.choice(YES_NO_MAYBE)
     asked = rng.randrange(len(people))
     who = stranger if label == "maybe" else people[asked]
     elsewhere = rng.choice([place for place in places if place != places[asked]])
     negated = rng.random() < 0.3
     place = places[asked] if (label == "yes") != negated else elsewhere
+    if label == "maybe":
+        place = rng.choice(places)
     hypothesis = f"{who} is {'not ' if negated else ''}in the {place}."
     return Instance(
         fields={"premise": premise, "hypothesis": hypothesis}, answer=label, options=YES_NO_MAYBE
@@ -57,33 +59,36 @@ def _sentiment(rng: Random) -> Instance:
     )
 
 
-def _movements(rng: Random) -> tuple[str, dict[str, str]]:
-    """A passage in which people move, and where each of them ends."""
-    people = rng.sample(NAMES, rng.randint(1, 3))
-    sentences, where = [], {}
+def _movements(rng: Random) -> tuple[str, dict[str, list[str]]]:
+    """A passage in which people move, and the places each of them was in, the last one now."""
+    people = rng.sample(NAMES, rng.randint(2, 4))
+    sentences, visited = [], {}
     for who in people:
-        where[who] = rng.choice(PLACES)
-        sentences.append(_stay(rng, who, where[who]))
-    for who in rng.sample(people, rng.randint(0, min(2, len(people)))):
-        where[who] = rng.choice([place for place in PLACES if place != where[who]])
-        sentences.append(_go(rng, who, where[who]))
-    return " ".join(sentences), where
+        visited[who] = [rng.choice(PLACES)]
+        sentences.append(_stay(rng, who, visited[who][0]))
+    for who in rng.sample(people, rng.randint(0, 2)):
+        visited[who].append(rng.choice([place for place in PLACES if place not in visited[who]]))
+        sentences.append(_go(rng, who, visited[who][-1]))
+    return " ".join(sentences), visited
 
 
 def _reading_qa(rng: Random) -> Instance:
-    passage, where = _movements(rng)
-    who = rng.choice(sorted(where))
-    return Instance(fields={"passage": passage, "who": who}, answer=where[who])
+    passage, visited = _movements(rng)
+    who = rng.choice(sorted(visited))
+    return Instance(fields={"passage": passage, "who": who}, answer=visited[who][-1])
 
 
 def _yes_no_qa(rng: Random) -> Instance:
-    passage, where = _movements(rng)
-    who = rng.choice(sorted(where))
+    wrong: list[str] = []
+    while not wrong:
+        passage, visited = _movements(rng)
+        who = rng.choice(sorted(visited))
+        *left, here = visited[who]
+        # A wrong place is one that the passage names too: where they were before, else another's.
+        wrong = left or [places[-1] for places in visited.values() if places[-1] != here]
     true = rng.random() < 0.5
-    mentioned = [place for place in where.values() if place != where[who]]
-    place = where[who] if true else rng.choice(mentioned or [p for p in PLACES if p != where[who]])
     return Instance(
-        fields={"passage": passage, "who": who, "place": place},
+        fields={"passage": passage, "who": who, "place": here if true else rng.choice(wrong)},
         answer="yes" if true else "no",
         options=YES_NO,
     )
@@ -108,7 +113,7 @@ def _dialog_order(rng: Random) -> Instance:
 
 
 def _program_output(rng: Random) -> Instance:
-    names = rng.sample("abcxyz", rng.randint(1, 3))
+    names = rng.sample("abcxyz", rng.randint(2, 3))
     values: dict[str, int] = {}
     lines = []
     for name in names:
@@ -121,7 +126,7 @@ def _program_output(rng: Random) -> Instance:
         else:
             values[name] = rng.randint(0, 9)
             lines.append(f"{name} = {values[name]}")
-    shown = rng.choice(names[-2:])
+    shown = rng.choice(names[1:])
     lines.append(f"print({shown})")
     return Instance(fields={"program": "\n".join(lines)}, answer=str(values[shown]))
 
@@ -130,6 +135,8 @@ FAMILIES = (
     Family(
         name="entailment",
         mixture="muffin",
+        cluster="inference",
+        held_out=True,
         kind="multiple_choice",
         chance=1 / 3,
         generate=_entailment,
@@ -143,6 +150,7 @@ FAMILIES = (
     Family(
         name="sentiment",
         mixture="muffin",
+        cluster="sentiment",
         kind="multiple_choice",
         chance=1 / 2,
         generate=_sentiment,
@@ -156,7 +164,9 @@ FAMILIES = (
     Family(
         name="reading_qa",
         mixture="muffin",
+        cluster="reading",
         kind="generate",
+        chance=0.43,  # the place named last
         generate=_reading_qa,
         templates=(
             "{passage}\nQuestion: Where is {who} now?\nAnswer:",
@@ -168,9 +178,10 @@ FAMILIES = (
     Family(
         name="yes_no_qa",
         mixture="muffin",
+        cluster="reading",
+        held_out=True,
         kind="multiple_choice",
         chance=1 / 2,
-        held_out=True,
         generate=_yes_no_qa,
         templates=(
             "{passage}\nQuestion: Is {who} in the {place} now?",
@@ -182,6 +193,7 @@ FAMILIES = (
     Family(
         name="dialog_order",
         mixture="muffin",
+        cluster="dialog",
         kind="generate",
         generate=_dialog_order,
         templates=(
@@ -194,7 +206,9 @@ FAMILIES = (
     Family(
         name="program_output",
         mixture="muffin",
+        cluster="programs",
         kind="generate",
+        chance=0.3,  # the second number
         generate=_program_output,
         templates=(
             "{program}\nWhat does this program print?",

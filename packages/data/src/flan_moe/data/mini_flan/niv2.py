@@ -14,16 +14,19 @@ def _reverse_list(rng: Random) -> Instance:
 
 
 def _with_repeats(rng: Random, word: str, times: int) -> list[str]:
-    """The word so many times among one to three others, in random order."""
-    others = rng.sample([other for other in WORDS if other != word], rng.randint(1, 3))
+    """The word so many times among two or three others, in random order."""
+    others = rng.sample([other for other in WORDS if other != word], rng.randint(2, 3))
     words = [word] * times + others
     rng.shuffle(words)
     return words
 
 
 def _count_word(rng: Random) -> Instance:
-    word, times = rng.choice(WORDS), rng.randint(0, 4)
-    words = _with_repeats(rng, word, times)
+    # Neither the length of the list nor another word that is there often tells the number.
+    word, *others = rng.sample(WORDS, 3)
+    times = rng.randint(0, 4)
+    words = [word] * times + rng.choices(others, k=rng.randint(4, 6) - times)
+    rng.shuffle(words)
     return Instance(fields={"input": f"{word} in {' '.join(words)}"}, answer=str(times))
 
 
@@ -70,6 +73,7 @@ FAMILIES = (
     Family(
         name="reverse_list",
         mixture="niv2",
+        cluster="ordering",
         kind="generate",
         generate=_reverse_list,
         templates=(
@@ -82,7 +86,10 @@ FAMILIES = (
     Family(
         name="count_word",
         mixture="niv2",
+        cluster="counting",
+        held_out=True,
         kind="generate",
+        chance=1 / 5,  # any number from 0 to 4
         generate=_count_word,
         templates=(
             "Count how often the first word is in the list that follows.",
@@ -94,13 +101,16 @@ FAMILIES = (
     Family(
         name="extract_kind",
         mixture="niv2",
+        cluster="extraction",
         kind="generate",
+        chance=5 / 24,  # the first word: half want one word, of two or three
         generate=_extract_kind,
         templates=EXTRACT_DEFINITIONS,
     ),
     Family(
         name="replace_word",
         mixture="niv2",
+        cluster="editing",
         kind="generate",
         generate=_replace_word,
         templates=(
@@ -114,16 +124,19 @@ FAMILIES = (
     Family(
         name="extract_colours",
         mixture="niv2",
-        kind="generate",
+        cluster="extraction",
         held_out=True,
+        kind="generate",
+        chance=5 / 24,  # as extract_kind
         generate=_extract_colours,
         templates=EXTRACT_DEFINITIONS,
     ),
     Family(
         name="remove_word",
         mixture="niv2",
+        cluster="editing",
         kind="generate",
-        held_out=True,
+        chance=7 / 48,  # all but the last: half have one to remove, of three or four
         generate=_remove_word,
         templates=(
             "Remove the first word from the list that follows.",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from flan_moe.data.forms import Forms
-from flan_moe.data.mini_flan import TASK_FAMILIES
+from flan_moe.data.mini_flan import TASK_FAMILIES, group_of
 from flan_moe.data.mini_flan.family import Family, Instance
 from flan_moe.data.suite import EXEMPLARS, SuiteItem
 from flan_moe.data.task_source import TaskContent, TaskSource
@@ -40,7 +40,7 @@ def mini_flan_sources(
         TaskSource(
             name=family.name,
             mixture=family.mixture,
-            group="held_out" if family.held_out else "held_in",
+            group=group_of(family),
             cot=family.cot,
             open=partial(
                 _open,
@@ -125,8 +125,9 @@ def _items(family: Family, instances: Iterable[Instance], count: int) -> tuple[S
             items[instance.content()] = SuiteItem(
                 id=f"{family.name}-{len(items)}",
                 input=family.prompt(instance, len(items)),
-                target=instance.answer,
+                targets=(instance.answer,),
                 options=instance.options,
                 rationale=instance.rationale,
+                problem=instance.content(),
             )
     return tuple(items.values())

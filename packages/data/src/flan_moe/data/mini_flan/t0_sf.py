@@ -115,13 +115,19 @@ def _commonsense_choice(rng: Random) -> Instance:
 
 
 def _paraphrase(rng: Random) -> Instance:
-    a, b, c = rng.sample(NAMES, 3)
-    first, second = rng.sample(rng.choice(CONVERSES), 2)
+    a, b = rng.sample(NAMES, 2)
+    pair, other = rng.sample(CONVERSES, 2)
+    side = rng.randrange(2)
+    first, second = pair[side], pair[1 - side]
     same = rng.random() < 0.5
-    # What makes the second sentence another statement: roles not swapped, or another person.
-    roles = {"a": a, "b": b} if same else rng.choice(({"a": b, "b": a}, {"a": a, "b": c}))
+    statement = second.format(a=a, b=b)
+    if not same:
+        # Mostly another relation with the names where a paraphrase has them, so that neither the
+        # names nor their order gives the answer away; else the roles are not the same.
+        changed = [other[1 - side].format(a=a, b=b)] * 3
+        statement = rng.choice([*changed, second.format(a=b, b=a), first.format(a=b, b=a)])
     return Instance(
-        fields={"first": first.format(a=a, b=b), "second": second.format(**roles)},
+        fields={"first": first.format(a=a, b=b), "second": statement},
         answer="yes" if same else "no",
         options=("yes", "no"),
     )
@@ -157,6 +163,7 @@ FAMILIES = (
     Family(
         name="headline_topic",
         mixture="t0_sf",
+        cluster="topics",
         kind="multiple_choice",
         chance=1 / 4,
         generate=_headline_topic,
@@ -171,6 +178,7 @@ FAMILIES = (
     Family(
         name="review_rating",
         mixture="t0_sf",
+        cluster="sentiment",
         kind="multiple_choice",
         chance=1 / 5,
         generate=_review_rating,
@@ -184,6 +192,7 @@ FAMILIES = (
     Family(
         name="commonsense_choice",
         mixture="t0_sf",
+        cluster="commonsense",
         kind="multiple_choice",
         chance=1 / 4,
         generate=_commonsense_choice,
@@ -197,6 +206,7 @@ FAMILIES = (
     Family(
         name="paraphrase",
         mixture="t0_sf",
+        cluster="paraphrase",
         kind="multiple_choice",
         chance=1 / 2,
         generate=_paraphrase,
@@ -210,6 +220,7 @@ FAMILIES = (
     Family(
         name="word_category",
         mixture="t0_sf",
+        cluster="word kinds",
         kind="multiple_choice",
         chance=1 / 4,
         generate=_word_category,
@@ -223,9 +234,10 @@ FAMILIES = (
     Family(
         name="odd_one_out",
         mixture="t0_sf",
+        cluster="odd one out",
+        held_out=True,
         kind="multiple_choice",
         chance=1 / 4,
-        held_out=True,
         generate=_odd_one_out,
         templates=(
             "Which of these does not fit with the others? {words}",

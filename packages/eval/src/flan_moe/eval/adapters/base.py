@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from flan_moe.eval.adapters.batching import token_budget_batches
 from flan_moe.eval.adapters.fingerprint import model_fingerprint
@@ -109,6 +110,31 @@ class HFModel:
         finally:
             self.model.train(was_training)
 
+    def _generate(self, ids: torch.Tensor, mask: torch.Tensor, **settings: Any) -> torch.Tensor:
+        """Greedy continuation of (rows, L) prompts, as ``model.generate`` returns it.
+
+        Nothing is taken from the model's own generation settings: transformers fills what a given
+        configuration leaves at its default from them, and a generation_config.json that samples,
+        searches or penalises repetition would do so here too, without a trace in the fingerprint.
+        """
+        greedy = GenerationConfig(
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=self.pad_id,
+            eos_token_id=self.eos_id,
+            **settings,
+        )
+        own, self.model.generation_config = self.model.generation_config, greedy
+        try:
+            return self.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=greedy,
+                logits_processor=LogitsProcessorList([_RefuseNaN()]),
+            )
+        finally:
+            self.model.generation_config = own
+
     def _cut(self, prompts: Sequence[list[int]], limits: Sequence[int]) -> list[list[int]]:
         """The end of every prompt that is over its limit, behind its first token if that is BOS."""
         cut = []
@@ -135,6 +161,18 @@ class HFModel:
         return [
             cut_at_stop(text, request.stop) for text, request in zip(texts, requests, strict=True)
         ]
+
+
+class _RefuseNaN(LogitsProcessor):
+    """Stops a model whose arithmetic has failed: argmax would take NaN for the likeliest token."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if bool(scores.isnan().any()):
+            raise ValueError(
+                "the model's logits hold NaN; expected numbers (are its weights damaged, or is its "
+                "dtype too narrow?)"
+            )
+        return scores
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
 
 from flan_moe.eval.adapters.base import HFModel
 from flan_moe.eval.adapters.batching import pad
@@ -191,17 +190,7 @@ class HFCausalModel(HFModel):
     def _continue(self, prompts: list[list[int]], max_new_tokens: int) -> Tensor:
         """Greedy continuation (N, L) of each prompt, without the prompt."""
         ids_NL, mask_NL = pad(prompts, value=self.pad_id, device=self.device, left=True)
-        output = self.model.generate(
-            input_ids=ids_NL,
-            attention_mask=mask_NL,
-            generation_config=GenerationConfig(
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                num_beams=1,
-                pad_token_id=self.pad_id,
-                eos_token_id=self.eos_id,
-            ),
-        )
+        output = self._generate(ids_NL, mask_NL, max_new_tokens=max_new_tokens)
         return output[:, ids_NL.shape[1] :]
 
 

@@ -42,10 +42,16 @@ def load_language_model(
 
     Raises:
         FileNotFoundError: ``path`` looks like a path and is not there.
-        ValueError: The checkpoint or its tokenizer cannot be loaded.
+        ValueError: A setting is impossible, the device cannot be used, or the checkpoint or its
+            tokenizer cannot be loaded whole.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype: {dtype!r}; expected one of {DTYPES}")
+    for key, value in (("max_tokens", max_tokens), ("token_budget", token_budget)):
+        if value is not None and value < 1:
+            raise ValueError(f"{key}: {value}; expected at least 1")
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    _require_device(place)
     for plugin in entry_points(group=ENTRY_POINT_GROUP):
         plugin.load()()
     source = _source(path)
@@ -64,7 +70,13 @@ def load_language_model(
         # transformers would go on with random weights in their place.
         missing = sorted(info["missing_keys"])
         raise ValueError(f"{source}: {len(missing)} weights are missing, the first is {missing[0]}")
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if info["unexpected_keys"]:
+        # It would go on without them, as a model that nobody trained.
+        unused = sorted(info["unexpected_keys"])
+        raise ValueError(
+            f"{source}: {len(unused)} weights have no place in the model that config.json "
+            f"describes, the first is {unused[0]}"
+        )
     if config.is_encoder_decoder:
         return HFSeq2SeqModel(
             *(model, loaded_tokenizer),
@@ -89,6 +101,16 @@ def _source(path: str | Path) -> str:
             raise FileNotFoundError(f"{folder}: no such folder; expected a saved model")
         return str(folder)
     return name
+
+
+def _require_device(name: str) -> None:
+    try:
+        torch.zeros(1, device=name).cpu()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device: {name!r}; expected one that torch can use here, such as 'cpu' ({reason})"
+        ) from None
 
 
 def _require_tokenizer_files(source: str) -> None:

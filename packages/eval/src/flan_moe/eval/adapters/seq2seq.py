@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutput
 
 from flan_moe.eval.adapters.base import HFModel
@@ -172,17 +171,10 @@ class HFSeq2SeqModel(HFModel):
     def _continue(self, prompts: list[list[int]], max_new_tokens: int) -> Tensor:
         """Greedy continuation (B, L) of each prompt, without the start token."""
         input_ids_BS, mask_BS = pad(prompts, value=self.pad_id, device=self.device)
-        output_BL = self.model.generate(
-            input_ids=input_ids_BS,
-            attention_mask=mask_BS,
-            generation_config=GenerationConfig(
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                num_beams=1,
-                pad_token_id=self.pad_id,
-                eos_token_id=self.eos_id,
-                decoder_start_token_id=self._start_id,
-            ),
+        output_BL = self._generate(
+            *(input_ids_BS, mask_BS),
+            max_new_tokens=max_new_tokens,
+            decoder_start_token_id=self._start_id,
         )
         return output_BL[:, 1:]
 
