@@ -39,6 +39,8 @@ def initialize_module(module: nn.Module, config: FlanMoEConfig) -> None:
     elif isinstance(module, Router):
         if module.weight is not None:
             _normal(module.weight, ROUTER_STD)
+        if not any(getattr(b, "_is_hf_initialized", False) for b in module.buffers()):
+            module.reset_buffers()
     elif isinstance(module, RelativePositionBias):
         _normal(module.weight, narrow)
     elif isinstance(module, nn.Embedding):

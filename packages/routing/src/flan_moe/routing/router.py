@@ -89,21 +89,43 @@ class Router(nn.Module):
         self.register_parameter("weight", weight)
         bias = table = load = None
         if config.bias_update is not None:
-            bias = torch.zeros(experts, dtype=torch.float32, device=device)
+            bias = torch.empty(experts, dtype=torch.float32, device=device)
         if config.selection == "hash":
-            table = _hash_table(config).to(torch.int32)
-            table = table if device is None else table.to(device)
+            if config.vocab_size is None:
+                raise ValueError(
+                    "router option vocab_size=None: expected a number for hash routing"
+                )
+            shape = (config.vocab_size, config.top_k)
+            table = torch.empty(shape, dtype=torch.int32, device=device)
         if config.balance_scope == "global":
-            load = torch.zeros(experts, dtype=torch.float32, device=device)
+            load = torch.empty(experts, dtype=torch.float32, device=device)
         self.register_buffer("selection_bias_E", bias)
         self.register_buffer("token_expert_VK", table)
         self.register_buffer("step_load_E", load, persistent=False)  # zero between steps
         self.reset_parameters()
 
     def reset_parameters(self, init_factor: float = 1.0) -> None:
-        """Draw the weight from N(0, 0.02 * init_factor)."""
+        """Draw the weight from N(0, 0.02 * init_factor), and reset the buffers."""
         if self.weight is not None:
             nn.init.normal_(self.weight, mean=0.0, std=0.02 * init_factor)
+        self.reset_buffers()
+
+    @torch.no_grad()
+    def reset_buffers(self) -> None:
+        """Biases and loads to zero, the hash table to the one of its seed."""
+        if self.selection_bias_E is not None:
+            self.selection_bias_E.zero_()
+        if self.step_load_E is not None:
+            self.step_load_E.zero_()
+        if self.token_expert_VK is not None and not self.token_expert_VK.is_meta:
+            vocab_size, k = self.token_expert_VK.shape
+            table_VK = hashed_experts(
+                vocab_size=vocab_size,
+                num_experts=self.num_experts,
+                k=k,
+                seed=self.config.hash_seed,
+            )
+            self.token_expert_VK.copy_(table_VK)
 
     @property
     def num_experts(self) -> int:
@@ -382,14 +404,3 @@ def _assignments(expert_TK: Tensor, weight_TK: Tensor, keep_TK: Tensor) -> dict[
         "weight_N": weight_TK.reshape(-1),
         "keep_N": keep_TK.reshape(-1),
     }
-
-
-def _hash_table(config: RouterConfig) -> Tensor:
-    if config.vocab_size is None:
-        raise ValueError("router option vocab_size=None: expected a number for hash routing")
-    return hashed_experts(
-        vocab_size=config.vocab_size,
-        num_experts=config.num_experts,
-        k=config.top_k,
-        seed=config.hash_seed,
-    )

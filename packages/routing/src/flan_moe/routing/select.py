@@ -84,9 +84,10 @@ def hashed_experts(*, vocab_size: int, num_experts: int, k: int, seed: int) -> T
     Returns:
         (vocab_size, K) int64, on the CPU; the same for the same arguments everywhere.
     """
-    generator = torch.Generator().manual_seed(seed)
-    first_V = torch.randperm(vocab_size, generator=generator) % num_experts
-    numbers_E = torch.arange(num_experts)
-    strides = numbers_E[torch.gcd(numbers_E, torch.tensor(num_experts)) == 1]
-    pick_V = torch.randint(len(strides), (vocab_size,), generator=generator)
-    return (first_V[:, None] + strides[pick_V][:, None] * torch.arange(k)) % num_experts
+    generator = torch.Generator("cpu").manual_seed(seed)
+    with torch.device("cpu"):  # also while a model is made on the meta device
+        first_V = torch.randperm(vocab_size, generator=generator) % num_experts
+        numbers_E = torch.arange(num_experts)
+        strides = numbers_E[torch.gcd(numbers_E, torch.tensor(num_experts)) == 1]
+        pick_V = torch.randint(len(strides), (vocab_size,), generator=generator)
+        return (first_V[:, None] + strides[pick_V][:, None] * torch.arange(k)) % num_experts

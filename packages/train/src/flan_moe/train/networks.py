@@ -21,7 +21,8 @@ def build_config(loaded: LoadedRecipe, tokenizer_size: int) -> FlanMoEConfig:
     """The model configuration that a recipe describes.
 
     Overrides of a router are merged into the preset's router, so that
-    ``encoder_router: {num_experts: 16}`` changes one option; ``null`` makes the stack dense.
+    ``encoder_router: {num_experts: 16}`` changes one option; ``null`` makes the stack dense. A
+    router of another name starts from its own options and keeps the number of experts only.
 
     Args:
         loaded: The recipe.
@@ -43,7 +44,7 @@ def build_config(loaded: LoadedRecipe, tokenizer_size: int) -> FlanMoEConfig:
         values["vocab_size"] = -(-tokenizer_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     for key, value in section.overrides.items():
         if key in ROUTERS and isinstance(value, Mapping) and isinstance(values.get(key), Mapping):
-            values[key] = {**values[key], **value}
+            values[key] = _merged_router(values[key], value)
         else:
             values[key] = value
     try:
@@ -80,6 +81,12 @@ def build_network(loaded: LoadedRecipe, config: FlanMoEConfig) -> FlanMoEForCond
     with torch.random.fork_rng():
         torch.manual_seed(loaded.recipe.seed)
         return FlanMoEForConditionalGeneration(config)
+
+
+def _merged_router(router: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    if override.get("name", router["name"]) != router["name"]:
+        return {"num_experts": router["num_experts"], **override}
+    return {**router, **override}
 
 
 def _base_config(loaded: LoadedRecipe) -> FlanMoEConfig:
