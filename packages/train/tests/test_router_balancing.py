@@ -53,8 +53,9 @@ def test_biases_are_updated_once_a_step_and_a_resumed_run_has_the_same(load, tmp
 def test_microbatches_are_one_step(load, tmp_path):
     """The counts of a step's microbatches are added up; here each of them alone is uneven."""
     one, many = tmp_path / "one", tmp_path / "many"
-    run(load(ROUTER, "training.duration=1ba"), one)
-    run(load(ROUTER, "training.duration=1ba", "training.microbatch_rows=1"), many)
+    options = (ROUTER, "training.duration=1ba", "checkpoint.interval=1ba", "schedule.warmup=1ba")
+    run(load(*options), one)
+    run(load(*options, "training.microbatch_rows=1"), many)
     biases = [final_state(out)["model"][BIAS] for out in (one, many)]
     assert biases[0].abs().sum() > 0
     torch.testing.assert_close(*biases, atol=1e-6, rtol=0)
