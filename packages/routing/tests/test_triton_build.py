@@ -5,6 +5,7 @@ its own: `test_in_the_interpreter` runs this file again with TRITON_INTERPRET=1.
 """
 
 import importlib.util
+import inspect
 import os
 import subprocess
 import sys
@@ -39,6 +40,38 @@ def test_in_the_interpreter():
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert " passed" in run.stdout
+
+
+@pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
+@pytest.mark.parametrize("index_type", ["*i32", "*i64"])
+@pytest.mark.parametrize("block_rows", [128, 1024])
+def test_kernels_compile_for_hopper_without_one(index_type, block_rows):
+    """What the interpreter cannot see: types, layouts, and whether ptxas takes the result."""
+    compiler = pytest.importorskip("triton.compiler")
+    target = pytest.importorskip("triton.backends.compiler").GPUTarget("cuda", 90, 32)
+    if "constexprs" not in inspect.signature(compiler.ASTSource).parameters:
+        pytest.skip("needs triton 3.3")
+    from flan_moe.routing import triton_build
+
+    numbers = {"count", "num_tokens", "num_experts", "num_blocks", "block_rows"}
+    for kernel, constants in (
+        (triton_build._count_tokens, {"BLOCK": 256}),
+        (triton_build._count_tokens, {"BLOCK": 256, "keep_N": None}),
+        (triton_build._place_in_token, {"BLOCK": 256}),
+        (triton_build._rank_in_token, {"BLOCK": 256}),
+        (triton_build._place_rows, {"BLOCK": block_rows, "CHUNK": 16}),
+    ):
+        types = {"token_N": index_type, "expert_N": index_type, "keep_N": "*i1"}
+        types |= dict.fromkeys(numbers, "i32") | dict.fromkeys(constants, "constexpr")
+        names = kernel.arg_names
+        source = compiler.ASTSource(
+            fn=kernel,
+            signature={name: types.get(name, "*i32") for name in names},
+            constexprs={(names.index(name),): value for name, value in constants.items()},
+        )
+        options = {"num_warps": max(4, block_rows // 128)}
+        compiled = compiler.compile(source, target=target, options=options)
+        assert compiled.asm["cubin"]
 
 
 def assignments(*, tokens, experts, choices, keep, shuffled, seed, one_expert=False):
