@@ -277,8 +277,9 @@ def measure(case: Case, device: str, repeats: int) -> list[dict[str, object]]:
     sides, _ = sides_of(case, device)
     start = time.perf_counter()
     memory = {side: peak_bytes(call, device) for side, call in sides.items()}
-    slow = time.perf_counter() - start > 5.0  # seconds for one call of each side
-    options = {"repeats": 3 if slow else repeats, "warmup": 1 if slow else 2}
+    seconds = time.perf_counter() - start  # for one call of each side
+    options = {"repeats": 3, "warmup": 0} if seconds > 5.0 else {"repeats": repeats, "warmup": 2}
+    print(f"{label(case)}: {', '.join(sides)} agree; measuring", flush=True)
     forward = alternate(sides, **options)
     both = alternate(
         {side: lambda call=call: backward(call()) for side, call in sides.items()}, **options
