@@ -5,12 +5,13 @@ Shape suffixes: T tokens, E experts, N assignments (kept or not), R rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from flan_moe.routing.contract import Routing
+from flan_moe.routing.order import group_offsets, narrowest_dtype, stable_order
 from flan_moe.routing.statistics import load_statistics
 
 
@@ -29,7 +30,9 @@ def build_routing(
     """Sort the kept assignments by expert, then token, and index them both ways.
 
     The order of the list does not matter, and memory is O(N + T + E): there is no (T, E, C)
-    dispatch tensor.
+    dispatch tensor. A list in the order of its tokens, as token choice makes it, is faster
+    when trimming. On a GPU, untrimmed, Triton kernels do it where triton is installed, with the
+    same result to the bit.
 
     Args:
         token_N: (N,) integer, the token of each assignment.
@@ -48,37 +51,75 @@ def build_routing(
     Returns:
         The routing; it satisfies `Routing.validate` if no kept (token, expert) pair is repeated.
     """
-    device = token_N.device
     if trim is None:
-        trim = device.type == "cpu" and not torch.compiler.is_compiling()
-    # One integer orders the assignments; those not kept sort behind every expert.
-    key_N = expert_N.long() * num_tokens + token_N
-    if keep_N is not None:
-        key_N = torch.where(keep_N, key_N, num_experts * num_tokens)
-    sorted_N, order_R = torch.sort(key_N, stable=True)
-    expert_offsets = torch.searchsorted(
-        sorted_N, torch.arange(num_experts + 1, device=device) * num_tokens
+        trim = token_N.device.type == "cpu" and not torch.compiler.is_compiling()
+    index_rows = _triton_index_rows() if token_N.device.type == "cuda" and not trim else None
+    order_R, row_token_R, expert_offsets, token_offsets, token_row_R = (
+        _index_rows(token_N, expert_N, keep_N, num_tokens, num_experts, trim=trim)
+        if index_rows is None
+        else index_rows(token_N, expert_N, keep_N, num_tokens, num_experts)
     )
-    if trim:
-        order_R = order_R[: int(expert_offsets[-1])]
-    row_token_R = token_N.index_select(0, order_R)
     row_weight_R = weight_N.index_select(0, order_R)
-    owner_R = row_token_R
     if keep_N is not None and not trim:
-        kept_R = keep_N.index_select(0, order_R)
-        row_weight_R = row_weight_R.masked_fill(~kept_R, 0.0)
-        owner_R = torch.where(kept_R, row_token_R, num_tokens)
-    sorted_owner_R, token_row_R = torch.sort(owner_R, stable=True)
-    token_offsets = torch.searchsorted(
-        sorted_owner_R, torch.arange(num_tokens + 1, device=device, dtype=owner_R.dtype)
-    )
-    expert_offsets, token_offsets = expert_offsets.int(), token_offsets.int()
+        row_R = torch.arange(order_R.shape[0], device=order_R.device)
+        row_weight_R = row_weight_R.masked_fill(row_R >= expert_offsets[-1], 0.0)
     return Routing(
-        row_token_R=row_token_R.int(),
+        row_token_R=row_token_R,
         row_weight_R=row_weight_R,
         expert_offsets=expert_offsets,
         token_offsets=token_offsets,
-        token_row_R=token_row_R.int(),
+        token_row_R=token_row_R,
         losses=dict(losses),
-        stats={**load_statistics(expert_offsets, token_offsets), **stats},
+        stats={**load_statistics(expert_offsets, token_offsets), **stats},  # torch.compile has no |
     )
+
+
+def _triton_index_rows() -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] | None:
+    try:  # here and not at the top: importing the package must not import triton
+        from flan_moe.routing.triton_build import index_rows
+    except ImportError:
+        return None
+    return index_rows
+
+
+def _index_rows(
+    token_N: Tensor,
+    expert_N: Tensor,
+    keep_N: Tensor | None,
+    num_tokens: int,
+    num_experts: int,
+    *,
+    trim: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The assignment of each row, then `Routing`'s four integer fields in their order."""
+    chosen_N, owner_N = expert_N.to(narrowest_dtype(num_experts)), token_N
+    if keep_N is not None:
+        chosen_N = torch.where(keep_N, chosen_N, num_experts)  # behind every expert
+        owner_N = torch.where(keep_N, token_N, num_tokens)
+    expert_offsets = group_offsets(chosen_N, num_experts)
+    token_offsets = group_offsets(owner_N, num_tokens)
+    count, ordered, single = token_N.shape[0], False, False
+    if trim:
+        # What the host waits for, in one number: how many rows there are, and two properties of
+        # token choice that save work, tokens in order and at most one row each.
+        rises = (token_N[1:] >= token_N[:-1]).all()
+        alone = (token_offsets.diff() <= 1).all()
+        facts = int(expert_offsets[-1].long() * 4 + rises * 2 + alone)
+        count, ordered, single = facts >> 2, bool(facts & 2), bool(facts & 1)
+
+    bound = num_experts if ordered else num_experts * num_tokens
+    key_N = chosen_N
+    if not ordered:
+        dtype = narrowest_dtype(bound)
+        key_N = chosen_N.to(dtype) * num_tokens + token_N.to(dtype)
+        key_N = key_N if keep_N is None else torch.where(keep_N, key_N, bound)
+    order_R = stable_order(key_N, bound)[:count]
+    row_token_R = token_N.index_select(0, order_R).int()
+    if single:  # a token's offset is the place of its row: nothing to sort
+        place_R = token_offsets.index_select(0, row_token_R).long()
+        row_R = torch.arange(count, dtype=torch.int32, device=order_R.device)
+        token_row_R = torch.empty_like(row_R).scatter_(0, place_R, row_R)
+    else:
+        owner_R = row_token_R if trim else owner_N.index_select(0, order_R)
+        token_row_R = stable_order(owner_R, num_tokens).int()
+    return order_R, row_token_R, expert_offsets, token_offsets, token_row_R
