@@ -187,10 +187,24 @@ def test_what_is_wrong_is_refused_at_its_line(line, instead, message):
         ("a: !!python/object:os.system x", "recipe.yaml:1: not valid YAML:"),
         ("a: 2024-13-01", "recipe.yaml:1: not valid YAML: month must be in 1..12"),
         ("a: 1\n---\nb: 2", "recipe.yaml:2: not valid YAML:"),
+        ("a: \0", "recipe.yaml: not valid YAML: unacceptable character #x0000"),
+        ("a: !!bool maybe", "recipe.yaml:1: not valid YAML: 'maybe' is no bool"),
+        ("a: !!timestamp now", "recipe.yaml:1: not valid YAML: 'now' is no timestamp"),
+        ("a: 1\n2024-13-01: 2", "recipe.yaml:2: not valid YAML: month must be in 1..12"),
+        ("a: " + "[" * 5000, "recipe.yaml: nested too deeply"),
+        ("a: 0x" + "f" * 5000, "recipe.yaml:1: expected whole numbers of at most 64 bits"),
     ],
 )
 def test_what_is_no_recipe_at_all_is_refused(text, message):
     assert refusal(text).startswith(message)
+
+
+def test_aliases_that_multiply_are_refused_before_they_fill_the_memory():
+    lines = ["a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    for name, inner in zip("bcdefghij", "abcdefghi", strict=True):
+        lines.append(f"{name}: &{name} [{', '.join([f'*{inner}'] * 9)}]")
+    message = refusal("\n".join(lines))
+    assert message == "recipe.yaml:1: more than 100,000 values, aliases written out"
 
 
 def test_numbers_without_a_dot_are_numbers():

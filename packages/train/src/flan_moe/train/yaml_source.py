@@ -12,6 +12,10 @@ Path = tuple[str | int, ...]
 """Where a value sits in the document: mapping keys and sequence indices from the root."""
 
 
+MAX_VALUES = 100_000
+"""Values of a document with its aliases written out; a few lines of aliases can mean billions."""
+
+
 class SourceError(ValueError):
     """A document that cannot be read; the message starts with ``file:line``."""
 
@@ -66,10 +70,12 @@ def parse(text: str, name: str) -> Document:
 
     Raises:
         SourceError: If the text is not YAML, is not a single document, has a duplicate or
-            non-string key, or an alias that contains itself.
+            non-string key, an alias that contains itself, a whole number of more than 64 bits, or
+            more than `MAX_VALUES` values.
     """
-    loader = _Loader(text)
+    loader = None
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         document = Document(tree=None, name=name)
         if node is not None:
@@ -81,8 +87,11 @@ def parse(text: str, name: str) -> Document:
         raise SourceError(f"{place}: not valid YAML: {error.problem or error.context}") from error
     except yaml.YAMLError as error:
         raise SourceError(f"{name}: not valid YAML: {error}") from error
+    except RecursionError:  # in PyYAML, at any place
+        raise SourceError(f"{name}: nested too deeply") from None
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 def _read(
@@ -90,13 +99,12 @@ def _read(
 ) -> Any:
     place = f"{document.name}:{node.start_mark.line + 1}"
     document.places.setdefault(path, place)
+    if len(document.places) > MAX_VALUES:
+        raise SourceError(f"{place}: more than {MAX_VALUES:,} values, aliases written out")
     if node in open_:
         raise SourceError(f"{place}: an alias that contains itself")
     if isinstance(node, yaml.ScalarNode):
-        try:
-            return loader.construct_object(node)
-        except ValueError as error:  # 2024-99-99 looks like a date and is none
-            raise SourceError(f"{place}: not valid YAML: {error}") from error
+        return _construct(loader, node, place)
     if isinstance(node, yaml.SequenceNode):
         return [
             _read(loader, child, (*path, index), document, (*open_, node))
@@ -105,7 +113,7 @@ def _read(
     tree: dict[str, Any] = {}
     for key_node, child in node.value:
         key_place = f"{document.name}:{key_node.start_mark.line + 1}"
-        key = loader.construct_object(key_node, deep=True)
+        key = _construct(loader, key_node, key_place)
         if not isinstance(key, str):
             raise SourceError(f"{key_place}: expected a name as key, got {key!r}")
         if key in tree:
@@ -114,3 +122,17 @@ def _read(
         document.places[(*path, key)] = key_place
         tree[key] = _read(loader, child, (*path, key), document, (*open_, node))
     return tree
+
+
+def _construct(loader: _Loader, node: yaml.Node, place: str) -> Any:
+    """The value of a scalar or of a key."""
+    try:
+        value = loader.construct_object(node, deep=True)
+    except ValueError as error:  # 2024-99-99 looks like a date and is none
+        raise SourceError(f"{place}: not valid YAML: {error}") from error
+    except (AttributeError, KeyError) as error:  # what PyYAML makes of `!!bool maybe`
+        tag = node.tag.rpartition(":")[2]
+        raise SourceError(f"{place}: not valid YAML: {node.value!r} is no {tag}") from error
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise SourceError(f"{place}: expected whole numbers of at most 64 bits")
+    return value
