@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from flan_moe.data.build import BuildOptions, build_data_directory
+from flan_moe.data.cli import main
 from flan_moe.data.example import Example
 from flan_moe.data.manifest import open_data_directory, read_manifest
 from flan_moe.data.mini_flan import TASK_FAMILIES, group_of
@@ -283,6 +284,78 @@ def test_a_flipped_bit_is_found_by_verify(mini_copy, name, message):
     open_data_directory(mini_copy, hashes=False)
     with pytest.raises(ValueError, match=message):
         list(verify_data_directory(mini_copy))
+
+
+def altered(file, path, value):
+    """Set one value of a JSON file."""
+    record = part = json.loads(file.read_text())
+    for key in path[:-1]:
+        part = part[key]
+    part[path[-1]] = value
+    file.write_text(json.dumps(record))
+
+
+COT_PATH = {"train": {"../cot": {"examples": 160}}}
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value", "message"),
+    [
+        ("manifest.json", ("files",), [], r"damaged manifest: files is \[\]; expected an object"),
+        ("manifest.json", ("vocab_size",), "x", r"vocab_size is 'x'; expected a whole number"),
+        ("manifest.json", ("vocab_size",), 0, "vocab_size is 0; expected a positive whole number"),
+        ("manifest.json", ("pad_token_id",), 10**30, "pad_token_id is 10{30}; expected a whole"),
+        ("manifest.json", ("eos_token_id",), 5000, "eos_token_id is 5000; expected it below"),
+        ("manifest.json", ("max_input_tokens",), None, "max_input_tokens is None; expected"),
+        (
+            "manifest.json",
+            ("splits",),
+            {"train": {"cot": {}}},
+            r"splits\.train\.cot\.examples: miss",
+        ),
+        ("manifest.json", ("splits",), COT_PATH, r"splits: 'train/\.\./cot' leaves the directory"),
+        ("manifest.json", ("files",), {"/etc/passwd": ""}, "files: '/etc/passwd' leaves the dir"),
+        ("manifest.json", ("tasks", 0), {"id": 0}, r"tasks\[0\]\.name: missing"),
+        ("train/cot/index.json", ("shards",), 5, "not an MDS index"),
+        ("train/cot/index.json", ("shards", 0), None, r"shards\[0\]: None; expected an object"),
+        (
+            "train/cot/index.json",
+            ("shards", 0, "column_encodings", 0),
+            "pkl",
+            r"index\.json: shards\[0\]: column_encodings is \['pkl', .*; expected",
+        ),
+        (
+            "train/cot/index.json",
+            ("shards", 0, "raw_data", "bytes"),
+            "many",
+            r"index\.json: shards\[0\]: raw_data\.bytes is 'many'; expected a whole number",
+        ),
+        (
+            "train/cot/tasks.json",
+            ("tasks", 0, "cap"),
+            1.5,
+            r"damaged task table: tasks\[0\]\.cap is 1\.5; expected a whole number",
+        ),
+    ],
+)
+def test_a_value_that_cannot_be_is_named(mini_copy, name, path, value, message):
+    altered(mini_copy / name, path, value)
+    with pytest.raises(ValueError, match=message):
+        open_data_directory(mini_copy)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "train/cot/index.json", "train/cot/tasks.json"])
+def test_json_nested_without_end_is_damage(mini_copy, name):
+    (mini_copy / name).write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=f"{name}: damaged"):
+        open_data_directory(mini_copy)
+
+
+def test_verify_compares_the_manifest_with_the_tokenizer(mini_copy, capsys):
+    size = read_manifest(mini_copy).vocab_size
+    altered(mini_copy / "manifest.json", ("vocab_size",), size + 1)
+    assert main(["verify", str(mini_copy)]) == 1
+    assert f"vocab_size is {size + 1}, but its tokenizer has {size}" in capsys.readouterr().err
 
 
 def test_a_model_or_tokenizer_that_does_not_fit_is_refused(mini):

@@ -6,17 +6,25 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, get_type_hints
 
+from flan_moe.data.json_types import check_types
 from flan_moe.data.shards import check_mds
 from flan_moe.data.task_table import read_task_table
 from flan_moe.data.tokenizer import tokenizer_fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 DATA_FORMAT = "flan-moe-data"
 DATA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 AUTO_HASH_BYTES = 1 << 28
+
+_TASK_KEYS = {"id": int, "name": str, "mixture": str, "group": str} | dict.fromkeys(
+    ("train", "validation", "eval"), int
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +60,22 @@ class Manifest:
     dropped: Mapping[str, int]
     files: Mapping[str, str]
 
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
+        """Check that the numbers of this manifest, read from ``file``, are the tokenizer's.
+
+        Raises:
+            ValueError: Names file and key.
+        """
+        for key, found in (
+            ("vocab_size", len(tokenizer)),
+            ("pad_token_id", tokenizer.pad_token_id),
+            ("eos_token_id", tokenizer.eos_token_id),
+        ):
+            if getattr(self, key) != found:
+                raise ValueError(
+                    f"{file}: {key} is {getattr(self, key)}, but its tokenizer has {found}"
+                )
+
     def write(self, directory: Path) -> None:
         """Write ``manifest.json``."""
         record = {"format": DATA_FORMAT, "version": DATA_VERSION, **asdict(self)}
@@ -72,7 +96,7 @@ def read_manifest(directory: str | Path) -> Manifest:
         raise ValueError(
             f"{file}: no such file; expected a directory built by flan-moe-data"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: damaged manifest: {error}") from error
     if not isinstance(record, dict):
         raise ValueError(f"{file}: damaged manifest: not a JSON object")
@@ -80,8 +104,9 @@ def read_manifest(directory: str | Path) -> Manifest:
         if record.pop(key, None) != expected:
             raise ValueError(f"{file}: {key} is not {expected!r}; build the data with this version")
     try:
+        _check_record(record)
         return Manifest(tasks=tuple(record.pop("tasks")), **record)
-    except (KeyError, TypeError) as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{file}: damaged manifest: {error}") from error
 
 
@@ -142,6 +167,29 @@ def open_data_directory(
         for name, digest in manifest.files.items():
             _check_hash(directory / name, digest)
     return manifest
+
+
+def _check_record(record: Mapping[str, Any]) -> None:
+    """Check a manifest's values, and that no path in it leads out of the data directory."""
+    check_types(record, get_type_hints(Manifest))
+    for number, task in enumerate(record["tasks"]):
+        check_types(task, _TASK_KEYS, f"tasks[{number}].")
+    for key in ("vocab_size", "max_input_tokens", "max_target_tokens"):
+        if record[key] < 1:
+            raise ValueError(f"{key} is {record[key]}; expected a positive whole number")
+    for key in ("pad_token_id", "eos_token_id"):
+        if record[key] >= record["vocab_size"]:
+            raise ValueError(
+                f"{key} is {record[key]}; expected it below vocab_size, {record['vocab_size']}"
+            )
+    paths = [(name, "files") for name in record["files"]]
+    for split, mixtures in record["splits"].items():
+        for mixture, counts in mixtures.items():
+            check_types(counts, {"examples": int}, f"splits.{split}.{mixture}.")
+            paths.append((f"{split}/{mixture}", "splits"))
+    for path, key in paths:
+        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+            raise ValueError(f"{key}: {path!r} leaves the directory")
 
 
 def file_sha256(file: Path) -> str:

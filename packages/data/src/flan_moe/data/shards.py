@@ -14,12 +14,13 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flan_moe.data.json_types import check_types
 from flan_moe.data.staging import staged_directory
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ INDEX = "index.json"
 DEFAULT_SHARD_BYTES = 1 << 26
 TAR_FORMAT = "flan-moe-webdataset"
 TAR_VERSION = 1
+
+COLUMNS = ("input_ids", "labels", "task", "template")
+TOKEN_TYPES = ("uint16", "uint32")
 
 Sample = dict[str, Any]
 
@@ -50,14 +54,13 @@ def mds_writer(
     """
     from streaming import MDSWriter
 
-    name = np.dtype(dtype).name
-    columns = {
-        "input_ids": f"ndarray:{name}",
-        "labels": f"ndarray:{name}",
-        "task": "int",
-        "template": "str",
-    }
+    columns = _columns(np.dtype(dtype).name)
     return MDSWriter(out=str(directory), columns=columns, hashes=[HASH], size_limit=shard_bytes)
+
+
+def _columns(dtype: str) -> dict[str, str]:
+    ids = f"ndarray:{dtype}"
+    return dict(zip(COLUMNS, (ids, ids, "int", "str"), strict=True))
 
 
 def write_mds(
@@ -137,9 +140,17 @@ def check_mds(directory: str | Path, *, hashes: bool = False) -> dict[str, Any]:
     """
     directory = Path(directory)
     index = _read_index(directory)
-    if index.get("version") != 2 or not index.get("shards"):
+    if (
+        index.get("version") != 2
+        or not isinstance(index.get("shards"), list)
+        or not index["shards"]
+    ):
         raise ShardError(f"{directory / INDEX}: not an MDS index (version 2 with shards)")
-    for entry in index["shards"]:
+    for number, entry in enumerate(index["shards"]):
+        try:
+            _check_entry(entry)
+        except (TypeError, ValueError) as error:
+            raise ShardError(f"{directory / INDEX}: shards[{number}]: {error}") from error
         info = entry["raw_data"]
         _check_file(directory, info["basename"], info["bytes"], info["hashes"], hashes)
     return index
@@ -217,6 +228,13 @@ def check_webdataset(directory: str | Path, *, hashes: bool = False) -> dict[str
     index = _read_index(directory)
     if index.get("format") != TAR_FORMAT or index.get("version") != TAR_VERSION:
         raise ShardError(f"{directory / INDEX}: not an index of {TAR_FORMAT} version {TAR_VERSION}")
+    hints = {"name": str, "bytes": int, "sha256": str, "samples": int}
+    try:
+        check_types(index, {"shards": tuple[Mapping[str, Any], ...]})
+        for number, shard in enumerate(index["shards"]):
+            check_types(shard, hints, f"shards[{number}].")
+    except TypeError as error:
+        raise ShardError(f"{directory / INDEX}: damaged index: {error}") from error
     for shard in index["shards"]:
         _check_file(directory, shard["name"], shard["bytes"], {HASH: shard["sha256"]}, hashes)
     return index
@@ -245,7 +263,7 @@ def _write_tar(file: Path, samples: list[Sample], *, first: int) -> None:
 def _decode(data: bytes) -> Sample:
     record = json.loads(data)
     name = record.pop("dtype")
-    if name not in ("uint16", "uint32"):
+    if name not in TOKEN_TYPES:
         raise ValueError(f"dtype is {name!r}; expected uint16 or uint32")
     for key in ("input_ids", "labels"):
         record[key] = np.array(record[key], dtype=name)
@@ -255,11 +273,40 @@ def _decode(data: bytes) -> Sample:
 def _read_index(directory: Path) -> dict[str, Any]:
     file = directory / INDEX
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        index = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ShardError(f"{file}: no such file; expected the index of the shards") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ShardError(f"{file}: damaged index: {error}") from error
+    if not isinstance(index, dict):
+        raise ShardError(f"{file}: damaged index: not a JSON object")
+    return index
+
+
+def _check_entry(entry: Any) -> None:
+    """Refuse an index entry that `mds_writer` does not write.
+
+    Streaming takes the names, types and sizes of the columns from here and trusts them.
+    """
+    if not isinstance(entry, dict):
+        raise TypeError(f"{entry!r}; expected an object")
+    expected = {
+        "format": ("mds",),
+        "version": (2,),
+        "compression": (None,),
+        "zip_data": (None,),
+        "column_names": (list(COLUMNS),),
+        "column_encodings": tuple(list(_columns(name).values()) for name in TOKEN_TYPES),
+        "column_sizes": ([None, None, 8, None],),
+    }
+    for key, values in expected.items():
+        if key not in entry or entry[key] not in values:
+            words = " or ".join(map(repr, values))
+            raise ValueError(f"{key} is {entry.get(key)!r}; expected {words}")
+    hints = {"samples": int, "size_limit": int, "hashes": tuple[str, ...]}
+    check_types(entry, hints | {"raw_data": Mapping[str, Any]})
+    hints = {"basename": str, "bytes": int, "hashes": Mapping[str, str]}
+    check_types(entry["raw_data"], hints, "raw_data.")
 
 
 def _check_file(

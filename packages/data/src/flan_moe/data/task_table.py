@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, get_type_hints
+
+from flan_moe.data.json_types import check_types
 
 TABLE_FORMAT = "flan-moe-task-table"
 TABLE_VERSION = 1
@@ -81,9 +85,12 @@ def read_task_table(directory: str | Path) -> TaskTable:
         record = json.loads(file.read_text(encoding="utf-8"))
         if record.pop("format") != TABLE_FORMAT or record.pop("version") != TABLE_VERSION:
             raise ValueError(f"not {TABLE_FORMAT} version {TABLE_VERSION}")
+        check_types(record, {"mixture": str, "tasks": tuple[Mapping[str, Any], ...]})
+        for number, task in enumerate(record["tasks"]):
+            check_types(task, get_type_hints(TaskEntry), f"tasks[{number}].")
         tasks = tuple(TaskEntry(**task) for task in record.pop("tasks"))
         return TaskTable(tasks=tasks, **record)
     except FileNotFoundError:
         raise ValueError(f"{file}: no such file; expected the mixture's task table") from None
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"{file}: damaged task table: {error}") from error

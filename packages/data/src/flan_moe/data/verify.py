@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from flan_moe.data.manifest import Manifest, open_data_directory
+from flan_moe.data.manifest import MANIFEST_FILE, Manifest, open_data_directory
 from flan_moe.data.shards import ShardError, check_webdataset, read_mds, read_webdataset
 from flan_moe.data.task_table import read_task_table
+from flan_moe.data.tokenizer import load_tokenizer
 
 
 def verify_data_directory(directory: str | Path) -> Iterator[str]:
@@ -21,6 +22,7 @@ def verify_data_directory(directory: str | Path) -> Iterator[str]:
     """
     directory = Path(directory)
     manifest = open_data_directory(directory, hashes=True)
+    manifest.check_tokenizer(load_tokenizer(directory / "tokenizer"), directory / MANIFEST_FILE)
     yield f"{directory}: {len(manifest.files)} files match the manifest"
     for split, mixtures in manifest.splits.items():
         for mixture in mixtures:

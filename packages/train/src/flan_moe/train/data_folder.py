@@ -57,6 +57,7 @@ class DataFolder:
         try:
             manifest = open_data_directory(path)
             tokenizer = load_tokenizer(path / "tokenizer")
+            manifest.check_tokenizer(tokenizer, path / "manifest.json")
         except (OSError, ValueError) as error:
             raise loaded.error("data.path", str(error)) from None
         digest = hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()
