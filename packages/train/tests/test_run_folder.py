@@ -1,5 +1,7 @@
 """A run folder belongs to one run; its checkpoints are whole, or passed over by name."""
 
+import subprocess
+import sys
 import zipfile
 
 import pytest
@@ -40,6 +42,24 @@ def folder(tmp_path):
 def test_the_same_run_is_recognised(folder):
     folder.open(recipe(), DATA)
     assert folder.recipe() == recipe()
+
+
+OPEN = """
+import sys
+from flan_moe.train.recipe import read_recipe
+from flan_moe.train.run_folder import RunFolder
+path, text, data = sys.argv[1:]
+RunFolder(path).open(read_recipe(text, "recipe.yaml").recipe, data)
+"""
+
+
+def test_a_run_belongs_to_one_process_at_a_time(folder):
+    command = [sys.executable, "-c", OPEN, str(folder.path), RECIPE, DATA]
+    other = subprocess.run(command, capture_output=True, text=True)
+    assert other.stderr.endswith("run: another process is training this run\n")
+    folder.release()
+    subprocess.run(command, check=True)
+    folder.open(recipe(), DATA)  # the lock went with the process
 
 
 @pytest.mark.parametrize(
@@ -158,3 +178,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         write_atomically(path, "\udcff")
     assert path.read_text() == "old"
+
+
+def test_an_archive_of_something_else_is_damage(tmp_path):
+    with zipfile.ZipFile(tmp_path / "ba1.pt", "w") as archive:
+        archive.writestr("readme", "hello")
+    assert damage(tmp_path / "ba1.pt") == "an archive that torch did not write"

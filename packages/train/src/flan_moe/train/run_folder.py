@@ -16,6 +16,7 @@ only runs whose folder you trust. `flan_moe.train.export` writes safetensors for
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -54,12 +55,16 @@ class RunFolder:
         self.run_file = self.path / "run.json"
         self.metrics_file = self.path / "metrics.jsonl"
         self.finished_file = self.path / "finished.json"
+        self.lock_file = self.path / ".lock"
         self.checkpoint_folder = self.path / "checkpoints"
         self.model_folder = self.path / "model"
         self.tokenizer_folder = self.path / "tokenizer"
+        self._lock: int | None = None
 
     def open(self, recipe: Recipe, data_fingerprint: str) -> None:
-        """Claim the folder for a run, or recognise it as this run's.
+        """Claim the folder for a run, or recognise it as this run's; then keep others out.
+
+        No other process can open it before `release`, or the end of this one.
 
         Args:
             recipe: The resolved recipe.
@@ -67,8 +72,8 @@ class RunFolder:
 
         Raises:
             RunFolderError: If the folder holds another run (named differences), a run on other
-                data, something that is not a run, or a run of this recipe while
-                ``checkpoint.autoresume`` is false.
+                data, something that is not a run, a run that another process is at, or a run of
+                this recipe while ``checkpoint.autoresume`` is false.
         """
         if self.run_file.exists():
             self.check_same_run(recipe, data_fingerprint)
@@ -85,9 +90,16 @@ class RunFolder:
                 f"({', '.join(sorted(p.name for p in self.path.iterdir())[:5])})"
             )
         self.checkpoint_folder.mkdir(parents=True, exist_ok=True)
+        self._hold()
         write_atomically(self.recipe_file, as_yaml(recipe))
         identity = {"format": FORMAT, "version": VERSION, "data": data_fingerprint}
         write_atomically(self.run_file, json.dumps(identity, indent=2) + "\n")
+
+    def release(self) -> None:
+        """Let other processes open the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def check_same_run(self, recipe: Recipe, data_fingerprint: str) -> None:
         """Check that the run in this folder is of ``recipe`` on the same data.
@@ -213,9 +225,20 @@ class RunFolder:
         """Mark the run as complete."""
         write_atomically(self.finished_file, json.dumps(summary, indent=2) + "\n")
 
+    def _hold(self) -> None:
+        # A record lock: the kernel ends it with this process, and data loading workers, which
+        # outlive a killed trainer for seconds, do not inherit it.
+        self.release()
+        self._lock = os.open(self.lock_file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            self.release()
+            raise RunFolderError(f"{self.path}: another process is training this run") from None
+
     def _is_unclaimed(self) -> bool:
         """Whether a run was killed here between creating the folder and writing run.json."""
-        ours = {"checkpoints", "recipe.yaml", ".partial-recipe.yaml", ".partial-run.json"}
+        ours = {".lock", "checkpoints", "recipe.yaml", ".partial-recipe.yaml", ".partial-run.json"}
         names = {p.name for p in self.path.iterdir()}
         return names <= ours and not any(self.checkpoint_folder.glob("*"))
 
@@ -229,8 +252,11 @@ def damage(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             record = archive.testzip()
+            names = archive.namelist()
     except (OSError, zipfile.BadZipFile) as error:
         return f"not a whole archive ({error})"
+    if not any(name.endswith("/data.pkl") for name in names):
+        return "an archive that torch did not write"
     return None if record is None else f"record {record} fails its checksum"
 
 

@@ -40,18 +40,27 @@ def train(
 
     Raises:
         RecipeError: If the recipe is impossible; nothing has been written then.
-        RunFolderError: If ``out`` holds something else or only damaged checkpoints.
+        RunFolderError: If ``out`` holds something else or only damaged checkpoints, or another
+            process is training there.
         TrainingInterruptedError: If SIGTERM or SIGINT arrived; the state has been saved.
+        OSError: If ``out`` cannot be written; the checkpoints that are there are whole.
     """
+    plan = check_recipe(loaded)
+    folder = RunFolder(out)
+    try:
+        return _train(plan, folder, report)
+    finally:
+        folder.release()
+
+
+def _train(plan: Plan, folder: RunFolder, report: Callable[[str], None]) -> dict[str, Any]:
     from composer.utils import dist
 
     from flan_moe.train.interruption import StopSignal
 
-    plan = check_recipe(loaded)
-    folder = RunFolder(out)
     leads = dist.get_global_rank() == 0
     if leads:
-        folder.open(loaded.recipe, plan.data.fingerprint)
+        folder.open(plan.loaded.recipe, plan.data.fingerprint)
         plan.config.save_pretrained(folder.model_folder)
         shutil.copytree(plan.data.path / "tokenizer", folder.tokenizer_folder, dirs_exist_ok=True)
     else:
@@ -63,9 +72,9 @@ def train(
     checkpoint = folder.latest_checkpoint(warn=report)
     if checkpoint is not None:
         report(f"{folder.path}: continuing after batch {checkpoint[0]}")
-    cut = plan.data.cut_examples(loaded.recipe)
+    cut = plan.data.cut_examples(plan.loaded.recipe)
     if cut is not None:
-        report(f"{loaded.recipe.name}: {cut}")
+        report(f"{plan.loaded.recipe.name}: {cut}")
     with StopSignal() as stop:
         trainer = build_trainer(
             plan, folder, resume=checkpoint and checkpoint[1], stop=stop, report=report
