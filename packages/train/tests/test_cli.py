@@ -109,6 +109,25 @@ def test_what_is_refused_ends_with_status_2_and_one_line(
     assert error.count("\n") == 1
 
 
+def test_a_disk_that_is_full_at_a_checkpoint_ends_with_status_1(
+    recipe, tmp_path, capsys, monkeypatch
+):
+    from flan_moe.train.callbacks import checkpoint_writer
+
+    def full(state, filename):
+        raise RuntimeError("unexpected pos 573440 vs 573328")
+
+    monkeypatch.setattr(checkpoint_writer, "save_checkpoint", full)
+    assert main(["run", recipe, "--out", str(tmp_path / "run")]) == 1
+    assert "/.partial-ba2.pt: the checkpoint cannot be written" in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_ends_with_status_1(recipe, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["run", recipe, "--out", str(tmp_path / "file" / "run")]) == 1
+    assert "Not a directory" in capsys.readouterr().err
+
+
 def test_unknown_arguments_are_refused(recipe):
     with pytest.raises(SystemExit) as exit_:
         main(["run", recipe, "--epochs=3"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from flan_moe.model import register_auto_classes
+from flan_moe.model import FlanMoEForConditionalGeneration, register_auto_classes
 from flan_moe.train.callbacks.metrics_log import read_metrics
 from flan_moe.train.export import export_run, model_weights
 from flan_moe.train.recipe import load_recipe, read_recipe
@@ -74,6 +74,7 @@ def test_a_checkpoint_can_be_chosen_and_the_last_ones_averaged(run, tmp_path):
     ("options", "message"),
     [
         ({"batch": 5}, r"expected one of the checkpoints 2, 4, 6, got 5"),
+        ({"average": 0}, r"average: expected a positive whole number, got 0"),
         ({"average": 4}, r"expected 4 checkpoints to average, found 3 \(2, 4, 6\)"),
     ],
 )
@@ -102,3 +103,15 @@ def test_a_damaged_checkpoint_is_named(run, tmp_path):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(RunFolderError, match=r"ba6\.pt: damaged checkpoint"):
         export_run(copy, tmp_path / "model")
+
+
+def test_a_full_disk_leaves_nothing(run, tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    def full(*args, **kwargs):
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(FlanMoEForConditionalGeneration, "save_pretrained", full)
+    with pytest.raises(OSError, match=r"cannot be written: No space left on device"):
+        export_run(run, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []

@@ -42,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (RecipeError, RunFolderError, FileExistsError) as error:
         print(f"flan-moe-train: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"flan-moe-train: {error}", file=sys.stderr)
+        return 1
     except TrainingInterruptedError as error:
         print(f"flan-moe-train: {error}; run the same command to continue", file=sys.stderr)
         return INTERRUPTED

@@ -12,6 +12,8 @@ from flan_moe.train.run_folder import RunFolder, RunFolderError, damage
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from flan_moe.model import FlanMoEForConditionalGeneration
+
 PREFIX = "net."
 """Where `flan_moe.train.composer_model.InstructionTuning` keeps the network."""
 
@@ -36,12 +38,13 @@ def export_run(
     Raises:
         RunFolderError: If ``run`` is no run, has no usable checkpoint or too few for ``average``.
         FileExistsError: If ``out`` exists.
+        OSError: If ``out`` cannot be written.
     """
     from flan_moe.model import FlanMoEConfig, FlanMoEForConditionalGeneration
 
     folder, out = RunFolder(run), Path(out)
     if average < 1:
-        raise ValueError(f"average: expected a positive whole number, got {average!r}")
+        raise RunFolderError(f"average: expected a positive whole number, got {average!r}")
     if out.exists():
         raise FileExistsError(f"{out}: already exists; choose another directory or delete it")
     folder.identity()
@@ -52,13 +55,25 @@ def export_run(
     partial = out.with_name(f".partial-{out.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    model.save_pretrained(partial, safe_serialization=True)
-    for file in folder.tokenizer_folder.iterdir():
-        shutil.copy(file, partial)
-    _name_inputs(partial / "tokenizer_config.json")
-    shutil.copy(folder.recipe_file, partial)
-    partial.rename(out)
+    try:
+        _write_model(model, partial)
+        for file in folder.tokenizer_folder.iterdir():
+            shutil.copy(file, partial)
+        _name_inputs(partial / "tokenizer_config.json")
+        shutil.copy(folder.recipe_file, partial)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return out
+
+
+def _write_model(model: FlanMoEForConditionalGeneration, folder: Path) -> None:
+    from safetensors import SafetensorError
+
+    try:
+        model.save_pretrained(folder, safe_serialization=True)
+    except SafetensorError as error:  # a full disk, most likely
+        raise OSError(f"{folder}: the weights cannot be written: {error}") from error
 
 
 def _chosen(folder: RunFolder, batch: int | None, average: int) -> list[Path]:

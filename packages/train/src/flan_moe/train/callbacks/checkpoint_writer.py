@@ -69,7 +69,10 @@ class CheckpointWriter(Callback):
             return
         self._saved_batch = batch
         partial = self.folder.partial_checkpoint(batch)
-        save_checkpoint(state, filename=str(partial))
+        try:
+            save_checkpoint(state, filename=str(partial))
+        except RuntimeError as error:  # what torch makes of a full disk, in one form or another
+            raise OSError(f"{partial}: the checkpoint cannot be written: {error}") from error
         if dist.get_global_rank() == 0:
             self.folder.commit_checkpoint(Path(partial), batch)
             self.folder.prune_checkpoints(self.keep)
