@@ -78,6 +78,24 @@ def test_truncated_json_names_file_and_line(tmp_path):
         read_natural_instructions_task(file)
 
 
+def test_text_that_no_tokenizer_takes_is_refused_by_its_record(tmp_path):
+    half = {**TASK, "Instances": [*TASK["Instances"], {"input": "\ud800", "output": ["x"]}]}
+    where = rf"task1\.json: Instances\[{len(TASK['Instances'])}\]: not Unicode text"
+    with pytest.raises(RawDataError, match=where):
+        read_natural_instructions_task(write(tmp_path / "task1.json", half))
+    row = json.dumps({"prompt": "a", "target": "\udfff"})
+    with pytest.raises(RawDataError, match=r"x\.jsonl:1: not Unicode text"):
+        read_jsonl_task(write(tmp_path / "x.jsonl", row + "\n"))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"Definition": ' + "9" * 6000 + "}"])
+def test_json_that_python_gives_up_on_is_refused_by_file(tmp_path, text):
+    with pytest.raises(RawDataError, match=r"task1\.json: not a task"):
+        read_natural_instructions_task(write(tmp_path / "task1.json", text))
+    with pytest.raises(RawDataError, match=r"x\.jsonl:1: not valid JSON"):
+        read_jsonl_task(write(tmp_path / "x.jsonl", text + "\n"))
+
+
 def test_files_are_found_in_order(tmp_path):
     (tmp_path / "tasks").mkdir()
     for name in ("task2_b.json", "task1_a.json", "README.json"):

@@ -12,6 +12,7 @@ from flan_moe.data.readers.record import (
     Record,
     files_under,
     keep_usable,
+    refuse_surrogates,
     whole_lines,
 )
 
@@ -30,7 +31,7 @@ def read_jsonl_rows(file: str | Path) -> Iterator[Record]:
     for number, line in whole_lines(Path(file)):
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RawDataError(f"{file}:{number}: not valid JSON: {error}") from error
         prompt, target = (
             (row.get("prompt"), row.get("target")) if isinstance(row, dict) else (None, None)
@@ -39,6 +40,7 @@ def read_jsonl_rows(file: str | Path) -> Iterator[Record]:
             raise RawDataError(
                 f"{file}:{number}: expected an object with the strings 'prompt' and 'target'"
             )
+        refuse_surrogates(f"{file}:{number}", prompt, target)
         yield Record(input=prompt.strip(), targets=(target.strip(),))
 
 

@@ -18,6 +18,7 @@ from flan_moe.data.readers.record import (
     Record,
     files_under,
     keep_usable,
+    refuse_surrogates,
 )
 
 
@@ -70,6 +71,8 @@ def _parse(file: Path) -> dict[str, Any]:
         ) from error
     except UnicodeDecodeError as error:
         raise RawDataError(f"{file}: not UTF-8: {error}") from error
+    except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
+        raise RawDataError(f"{file}: not a task: {error}") from error
     if not isinstance(task, dict):
         raise RawDataError(f"{file}: {type(task).__name__}; expected a JSON object with a task")
     return task
@@ -85,6 +88,7 @@ def _texts(task: dict[str, Any], key: str, file: Path) -> list[str]:
     texts = _list(task, key, file)
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise RawDataError(f"{file}: {key}: expected one or more non-empty strings")
+    refuse_surrogates(f"{file}: {key}", *texts)
     return texts
 
 
@@ -98,6 +102,7 @@ def _records(task: dict[str, Any], key: str, file: Path) -> Iterator[Record]:
         strings = isinstance(outputs, list) and all(isinstance(output, str) for output in outputs)
         if not strings or not outputs:
             raise RawDataError(f"{where}: output: expected a string or a list of strings")
+        refuse_surrogates(where, entry["input"], *outputs)
         targets = tuple(output.strip() for output in outputs)
         yield Record(
             input=entry["input"].strip(),

@@ -71,6 +71,19 @@ def keep_usable(records: Iterable[Record]) -> tuple[tuple[Record, ...], Counter[
     return tuple(kept), dropped
 
 
+def refuse_surrogates(where: str, *texts: str) -> None:
+    """Refuse text that no tokenizer takes: JSON can spell one half of a pair of surrogates.
+
+    Raises:
+        RawDataError: Starts with ``where``.
+    """
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise RawDataError(f"{where}: not Unicode text: {error}") from error
+
+
 def files_under(path: str | Path, pattern: str, what: str) -> list[Path]:
     """One file, or the files of a folder that match, sorted by name.
 
