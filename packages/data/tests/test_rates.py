@@ -63,6 +63,7 @@ def test_weights_are_normalised_and_zero_leaves_a_mixture_out():
         ({"a": 1, "b": True}, r"weights\.b is True"),
         ({"a": 1, "b": "2"}, r"weights\.b is '2'"),
         ({"a": 0, "b": 0}, "all are 0"),
+        ({"a": 1e308, "b": 1e308}, "their sum overflows"),
     ],
 )
 def test_bad_weights_are_named(weights, message):

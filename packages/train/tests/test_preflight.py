@@ -55,6 +55,9 @@ def test_the_mini_recipes_differ_in_the_model_alone():
         ("encoder_router.capacity=2", "encoder_router.capacity", "capacity"),
         ("d_modle=64", "d_modle", "did you mean 'd_model'"),
         ("dropout_rate=2", "dropout_rate", "2"),
+        ("torch_dtype=float16", "torch_dtype", "unknown option"),
+        ("model_type=t5", "model_type", "unknown option"),
+        ("auto_map={AutoModel: evil.Model}", "auto_map", "unknown option"),
         ("num_layers=0", "num_layers", "0"),
         ("activation=relux", "activation", "relux"),
         ("vocab_size=100", "vocab_size", "at least 400 for the tokenizer of"),
@@ -120,6 +123,12 @@ def test_a_fresh_network_depends_on_the_recipe_s_seed_alone(load):
         ("data.input_length=64", "data.input_length: expected at least 128"),
         ("data.target_length=16", "data.target_length: expected at least 48"),
         ("data.epoch_size=8", "data.epoch_size: expected at least data.batch_size (16), got 8"),
+        ("data.epoch_size=1000000000000", "data.epoch_size: epoch_size is 1000000000000; expected"),
+        (
+            "data.mixtures={cot: 1, niv2: 1e-9}",
+            "data.epoch_size: epoch_size is 80; mixture 'niv2' with share 1e-09 would get no",
+        ),
+        ("data.workers=257", "data.workers: expected at most 256, got 257"),
         (
             "training.microbatch_rows=17",
             "training.microbatch_rows: expected at most data.batch_size (16), got 17",
@@ -136,7 +145,14 @@ def test_a_fresh_network_depends_on_the_recipe_s_seed_alone(load):
 )
 def test_what_does_not_fit_is_refused(load, override, message):
     error = refusal(load(override))
-    assert error.startswith(f"override {override!r}: {message}"), error
+    # A refusal is placed at the line of the key it blames, which need not be the override's.
+    assert f": {message}" in error, error
+    assert error.startswith((f"override {override!r}: ", "recipe.yaml:3: ")), error
+
+
+def test_a_model_that_cannot_fit_the_machine_is_refused(load):
+    error = refusal(load("model.overrides.vocab_size=2000000000", "model.overrides.d_model=8192"))
+    assert ": model: expected weights that fit the " in error
 
 
 def test_examples_longer_than_a_row_are_announced_by_task(load, tmp_path):
@@ -261,6 +277,23 @@ class TestStartingFromWeights:
         (weights[0] / "tokenizer.json").write_text(tokenizer + "\n")
         error = refusal(recipe)
         assert "model.path: expected weights that go with the tokenizer of" in error
+
+    def test_weights_that_are_damaged_or_missing_are_named(self, load, weights):
+        from safetensors.torch import load_file, save_file
+
+        path = weights[0]
+        file = path / "model.safetensors"
+        plan = check_recipe(load("model.preset=null", f"model.path={path}"))
+        tensors = load_file(file)
+        name = next(iter(tensors))
+        save_file({k: v for k, v in tensors.items() if k != name}, file, {"format": "pt"})
+        with pytest.raises(
+            RecipeError, match=f"model.path: .*1 weights are missing, such as {name}"
+        ):
+            build_network(plan.loaded, plan.config)
+        file.write_bytes(file.read_bytes()[:-10])
+        with pytest.raises(RecipeError, match=r"model\.path: .*start: weights cannot be loaded"):
+            build_network(plan.loaded, plan.config)
 
     def test_a_folder_without_a_model_is_refused(self, load, tmp_path):
         error = refusal(load("model.preset=null", f"model.path={tmp_path}"))

@@ -164,6 +164,12 @@ def test_the_resolved_recipe_reads_back_equal():
             "recipe.yaml:5: data.mixtures: expected at least one positive weight, got {'cot': 0.0}",
         ),
         (
+            "  path: somewhere",
+            "  path: somewhere\n  mixtures: {cot: 1e308, t0_sf: 1e308}",
+            "recipe.yaml:5: data.mixtures: expected weights with a finite sum, "
+            "got {'cot': 1e+308, 't0_sf': 1e+308}",
+        ),
+        (
             "model: {preset: flan-moe-tiny}",
             "model: {preset: flan-moe-tiny, dense_twin: true, path: x}",
             "recipe.yaml:2: model.preset: expected either preset or path, got both",

@@ -20,7 +20,7 @@ from streaming.base.distributed import maybe_init_dist
 from streaming.base.world import World
 from torch import distributed
 
-from flan_moe.data.manifest import open_data_directory
+from flan_moe.data.manifest import Manifest, open_data_directory
 from flan_moe.data.rates import epoch_quotas, mixture_weights, proportional_rates, whole_shares
 from flan_moe.data.shared_memory import (
     belongs,
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FINGERPRINT_KEY = "mixture_fingerprint"
+LARGEST_EPOCH = 10**9
 
 
 class MixtureDataset(StreamingDataset):
@@ -236,6 +237,36 @@ def build_mixture_dataset(
         if value is not None and (isinstance(value, bool) or value < 1):
             raise ValueError(f"{key} is {value!r}; expected a positive whole number")
     manifest = open_data_directory(path, hashes=verify)
+    plan = plan_epoch(path, manifest, split, weights, epoch_size, shuffle=shuffle)
+    return MixtureDataset(
+        tables=tuple(table for table, _ in plan.values()),
+        directories=tuple(path / split / name for name in plan),
+        choose=tuple(number for _, number in plan.values()),
+        batch_size=batch_size,
+        shuffle=shuffle,
+        shuffle_seed=seed,
+        # One canonical node: with more, streaming repeats samples to even them out.
+        num_canonical_nodes=1,
+    )
+
+
+def plan_epoch(
+    path: Path,
+    manifest: Manifest,
+    split: str,
+    weights: Mapping[str, float] | None,
+    epoch_size: int | None,
+    *,
+    shuffle: bool,
+) -> dict[str, tuple[TaskTable, int]]:
+    """How many samples of which mixture an epoch holds; see `build_mixture_dataset`.
+
+    Returns:
+        Mixture, then its task table and its samples in an epoch.
+
+    Raises:
+        ValueError: A task table is damaged, or an argument does not fit; names file or key.
+    """
     if split not in manifest.splits:
         raise ValueError(f"split is {split!r}; {path} has {sorted(manifest.splits)}")
     tables = {name: read_task_table(path / split / name) for name in manifest.splits[split]}
@@ -256,16 +287,7 @@ def build_mixture_dataset(
                 f"epoch_size is {total}; mixture {name!r} with share {shares[name]:.2g} would get "
                 "no sample"
             )
-    return MixtureDataset(
-        tables=tuple(tables[name] for name in shares),
-        directories=tuple(path / split / name for name in shares),
-        choose=tuple(int(number) for number in choose),
-        batch_size=batch_size,
-        shuffle=shuffle,
-        shuffle_seed=seed,
-        # One canonical node: with more, streaming repeats samples to even them out.
-        num_canonical_nodes=1,
-    )
+    return {name: (tables[name], int(number)) for name, number in zip(shares, choose, strict=True)}
 
 
 def _epoch_size(asked: int | None, natural: int, shuffle: bool) -> int:
@@ -277,6 +299,11 @@ def _epoch_size(asked: int | None, natural: int, shuffle: bool) -> int:
     ranks = World.detect().num_ranks
     if asked is None:
         return natural + (-natural % ranks if shuffle else 0)
+    if asked > LARGEST_EPOCH:
+        raise ValueError(
+            f"epoch_size is {asked}; expected at most {LARGEST_EPOCH}: the order of an epoch is "
+            "held in memory"
+        )
     if shuffle and asked % ranks:
         raise ValueError(f"epoch_size is {asked}; expected a multiple of the {ranks} ranks")
     return asked

@@ -95,4 +95,6 @@ def mixture_weights(
     total = sum(weights.values())
     if total <= 0:
         raise ValueError("weights: all are 0; expected at least one above")
+    if total == float("inf"):
+        raise ValueError("weights: their sum overflows; expected a finite one")
     return {name: weights[name] / total for name in sizes if weights[name] > 0}

@@ -64,6 +64,7 @@ class DataFolder:
         folder = cls(path=path, manifest=manifest, tokenizer=tokenizer, fingerprint=digest)
         folder._check_mixtures(loaded)
         folder._check_lengths(loaded)
+        folder._check_epoch(loaded)
         return folder
 
     @property
@@ -172,6 +173,29 @@ class DataFolder:
             raise loaded.error(
                 "evaluation.interval", f"expected null: {self.path} has no validation examples"
             )
+
+    def _check_epoch(self, loaded: LoadedRecipe) -> None:
+        """Every mixture has a sample in an epoch."""
+        from flan_moe.data.mixture import plan_epoch
+        from flan_moe.data.packing import MAX_WORKERS
+
+        section = loaded.recipe.data
+        if section.workers > MAX_WORKERS:
+            raise loaded.error(
+                "data.workers", f"expected at most {MAX_WORKERS}, got {section.workers}"
+            )
+        key = "mixtures" if section.epoch_size is None else "epoch_size"
+        try:
+            plan_epoch(
+                self.path,
+                self.manifest,
+                "train",
+                self._weights(section.mixtures),
+                section.epoch_size,
+                shuffle=True,
+            )
+        except ValueError as error:
+            raise loaded.error(f"data.{key}", str(error)) from None
 
     def _check_lengths(self, loaded: LoadedRecipe) -> None:
         """Rows longer than any example was built for are legal; shorter ones would cut examples."""

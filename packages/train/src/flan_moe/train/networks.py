@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flan_moe.train.conform import suggestion
 from flan_moe.train.recipe import LoadedRecipe
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ def build_config(loaded: LoadedRecipe, tokenizer_size: int) -> FlanMoEConfig:
     from flan_moe.model import FlanMoEConfig, dense_twin
 
     section = loaded.recipe.model
+    _refuse_foreign_keys(loaded)
     base = _base_config(loaded)
     values = base.to_dict()
     if section.preset is not None and "vocab_size" not in section.overrides:
@@ -75,9 +78,7 @@ def build_network(loaded: LoadedRecipe, config: FlanMoEConfig) -> FlanMoEForCond
 
     section = loaded.recipe.model
     if section.path is not None:
-        return FlanMoEForConditionalGeneration.from_pretrained(
-            section.path, config=config, use_safetensors=True
-        )
+        return _load_network(loaded, config)
     with torch.random.fork_rng():
         torch.manual_seed(loaded.recipe.seed)
         return FlanMoEForConditionalGeneration(config)
@@ -87,6 +88,44 @@ def _merged_router(router: Mapping[str, Any], override: Mapping[str, Any]) -> di
     if override.get("name", router["name"]) != router["name"]:
         return {"num_experts": router["num_experts"], **override}
     return {**router, **override}
+
+
+def _load_network(loaded: LoadedRecipe, config: FlanMoEConfig) -> FlanMoEForConditionalGeneration:
+    """The network at ``model.path``, with every weight from there."""
+    from safetensors import SafetensorError
+
+    from flan_moe.model import FlanMoEForConditionalGeneration
+
+    path = loaded.recipe.model.path
+    try:
+        network, info = FlanMoEForConditionalGeneration.from_pretrained(
+            path, config=config, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise loaded.error("model.path", f"{path}: weights cannot be loaded: {error}") from None
+    if info["missing_keys"]:
+        # transformers would make them up, with a warning.
+        missing = sorted(info["missing_keys"])
+        raise loaded.error(
+            "model.path", f"{path}: {len(missing)} weights are missing, such as {missing[0]}"
+        )
+    return network
+
+
+def _refuse_foreign_keys(loaded: LoadedRecipe) -> None:
+    """Overrides are options of the model; those of transformers say nothing about training."""
+    from flan_moe.model import FlanMoEConfig
+
+    known = [
+        name
+        for name, parameter in inspect.signature(FlanMoEConfig.__init__).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    ]
+    for key in loaded.recipe.model.overrides:
+        if key not in known:
+            raise loaded.error(
+                f"model.overrides.{key}", f"unknown option; {suggestion(key, known)}"
+            )
 
 
 def _base_config(loaded: LoadedRecipe) -> FlanMoEConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,10 @@ from flan_moe.train.recipe_schema import amount
 
 if TYPE_CHECKING:
     from flan_moe.model import FlanMoEConfig
+
+
+BYTES_PER_WEIGHT = 4
+"""Weights are kept in single precision, whatever the arithmetic."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +46,27 @@ def check_recipe(loaded: LoadedRecipe) -> Plan:
     """
     data = DataFolder.open(loaded)
     config = build_config(loaded, data.tokenizer_size)
+    _check_memory(loaded, config)
     _check_tokenizer(loaded, data)
     _check_special_tokens(loaded, data, config)
     _check_batch(loaded)
     _check_device(loaded)
     _check_loggers(loaded)
     return Plan(loaded=loaded, data=data, config=config)
+
+
+def _check_memory(loaded: LoadedRecipe, config: FlanMoEConfig) -> None:
+    """The weights alone must fit the machine; a model is always made in its main memory."""
+    from flan_moe.model import count_parameters
+
+    parameters = count_parameters(config).total
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if BYTES_PER_WEIGHT * parameters > memory:
+        raise loaded.error(
+            "model",
+            f"expected weights that fit the {memory / 2**30:,.0f} GiB of this machine, got "
+            f"{parameters:,} parameters ({BYTES_PER_WEIGHT * parameters / 2**30:,.0f} GiB)",
+        )
 
 
 def _check_tokenizer(loaded: LoadedRecipe, data: DataFolder) -> None:

@@ -104,8 +104,13 @@ class DataSection(Validated):
 
     def check(self) -> None:
         """At least one mixture has weight."""
-        if self.mixtures is not None and not sum(self.mixtures.values()) > 0:
+        if self.mixtures is None:
+            return
+        total = sum(self.mixtures.values())
+        if not total > 0:
             raise unexpected(("mixtures",), self.mixtures, "at least one positive weight")
+        if math.isinf(total):
+            raise unexpected(("mixtures",), self.mixtures, "weights with a finite sum")
 
 
 @dataclass(frozen=True, kw_only=True)
