@@ -196,11 +196,26 @@ def test_sources_that_cannot_be_built_are_refused(tmp_path):
     for sources, message in (
         ([good, good], "task 'copy' is given twice"),
         ([replace(good, name="../up")], "task '../up': expected a name of letters"),
+        ([replace(good, name="a.exemplars")], "task 'a.exemplars': expected another name"),
+        ([replace(good, group="held_out", open=None)], "every task is held out"),
         ([source(train=[])], "every task is held out"),
     ):
         with pytest.raises(ValueError, match=message):
             build_data_directory(tmp_path / "out", sources, OPTIONS, report=silent)
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": 2**63}, "seed is 9223372036854775808; expected 0 to"),
+        ({"vocab_size": 0}, "vocab_size is 0; expected a positive number"),
+        ({"max_target_tokens": 2**32}, "max_target_tokens is 4294967296; expected at most"),
+    ],
+)
+def test_options_that_no_manifest_could_hold_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        replace(OPTIONS, **options)
 
 
 def test_an_existing_directory_is_refused_before_any_work(mini, tmp_path):

@@ -280,3 +280,10 @@ def test_the_same_input_under_another_definition_is_removed(tmp_path):
 def test_bad_numbers_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         RawOptions(**options)
+
+
+def test_a_list_of_held_out_tasks_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "x.jsonl").touch()
+    (tmp_path / "list.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"held_out: .*list\.txt: not UTF-8"):
+        raw_sources(RawOptions(), jsonl=tmp_path, held_out=[f"@{tmp_path / 'list.txt'}"])

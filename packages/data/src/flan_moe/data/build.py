@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flan_moe.data.json_types import LARGEST
 from flan_moe.data.manifest import MANIFEST_FILE, Manifest, file_sha256
 from flan_moe.data.shards import DEFAULT_SHARD_BYTES, INDEX, read_mds, write_webdataset
 from flan_moe.data.shown import ShownProblems
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 SPLITS = ("train", "validation")
 TOKENIZER_SAMPLE = 1000  # training examples per task that a new tokenizer learns from
 REPORT_EVERY = 12  # tasks between progress lines where tasks go by fast
+LARGEST_COUNT = 2**32 - 1  # of ids, of tokens in a row, and of bytes in an MDS shard
 CHARACTERS_PER_TOKEN = 4  # guess of a prompt's length before there is a tokenizer
 
 
@@ -68,11 +70,17 @@ class BuildOptions:
         """Check the numbers.
 
         Raises:
-            ValueError: One is not positive.
+            ValueError: One is out of range; names it.
         """
+        if not 0 <= self.seed <= LARGEST:
+            raise ValueError(f"seed is {self.seed}; expected 0 to 2**63 - 1")
         for key in ("vocab_size", "max_input_tokens", "max_target_tokens", "shard_bytes"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} is {getattr(self, key)}; expected a positive number")
+            if getattr(self, key) > LARGEST_COUNT:
+                raise ValueError(
+                    f"{key} is {getattr(self, key)}; expected at most {LARGEST_COUNT:,}"
+                )
 
 
 @dataclass
@@ -133,11 +141,18 @@ def _check_sources(sources: Sequence[TaskSource]) -> None:
     twice = [name for name, n in Counter(source.name for source in sources).items() if n > 1]
     if twice:
         raise ValueError(f"task {twice[0]!r} is given twice; names must be unique")
+    if all(source.group == "held_out" for source in sources):
+        raise ValueError("every task is held out; expected at least one to train on")
     for source in sources:
         plain = source.name.replace("_", "").replace("-", "").replace(".", "")
         if not plain.isalnum() or not plain.isascii() or not source.name[0].isalnum():
             raise ValueError(
                 f"task {source.name!r}: expected a name of letters, digits, '_', '-' and '.'"
+            )
+        if source.name.endswith(".exemplars"):
+            raise ValueError(
+                f"task {source.name!r}: expected another name; in the evaluation suite the solved "
+                "problems of a task are under its name and '.exemplars'"
             )
 
 

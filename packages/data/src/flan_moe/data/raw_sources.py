@@ -115,10 +115,17 @@ def _held_out_names(held_out: Iterable[str]) -> tuple[set[str], set[str]]:
     listed: set[str] = set()
     for name in held_out:
         if name.startswith("@"):
-            listed.update(Path(name[1:]).read_text(encoding="utf-8").split())
+            listed.update(_listed(Path(name[1:])))
         else:
             named.add(name)
     return named, listed
+
+
+def _listed(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8").split()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"held_out: {file}: not UTF-8: {error}") from error
 
 
 def _open(
