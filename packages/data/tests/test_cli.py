@@ -79,6 +79,7 @@ def test_show_and_tasks_tell_what_is_there(mini, capsys):
         (["verify", "nowhere"], "nowhere/manifest.json: no such file"),
         (["mini", "--out", "x", "--examples-per-task", "0"], "examples is 0; expected 1 or more"),
         (["mini", "--out", "x", "--vocab-size", "10"], "vocab_size is 10; expected at least 259"),
+        (["show", "nowhere", "--limit", "-1"], "limit is -1; expected 0 or more"),
         (["build", "--out", "x"], "no raw data"),
         (["build", "--out", "x", "--cot", "nowhere"], "nowhere: expected a Flan chain-of-thought"),
     ],

@@ -72,6 +72,28 @@ def test_a_kill_leaves_nothing_under_the_name_and_the_next_build_cleans_up(tmp_p
     assert leftovers(tmp_path) == ["out"]
 
 
+def test_an_interrupt_while_cleaning_up_is_made_good_by_the_next_build(tmp_path, monkeypatch):
+    remove = shutil.rmtree
+
+    def interrupted(path, **kwargs):
+        remove(path, **kwargs)
+        raise KeyboardInterrupt
+
+    def fail():
+        with staged_directory(tmp_path / "out") as staging:
+            (staging / "shards").mkdir()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    monkeypatch.undo()
+    assert leftovers(tmp_path) != []
+    with staged_directory(tmp_path / "out"):
+        pass
+    assert leftovers(tmp_path) == ["out"]
+
+
 def test_a_build_that_still_runs_is_left_alone(tmp_path):
     process = start(tmp_path / "out")
     try:

@@ -216,6 +216,8 @@ def _tasks(arguments: argparse.Namespace) -> None:
 def _show(arguments: argparse.Namespace) -> None:
     from flan_moe.data.show import show_packed_batch, show_task
 
+    if arguments.limit < 0:
+        raise ValueError(f"limit is {arguments.limit}; expected 0 or more")
     if arguments.packed:
         show_packed_batch(arguments.directory, split=arguments.split, limit=arguments.limit)
     else:

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _LOCK = ".building"
@@ -43,11 +43,11 @@ def staged_directory(
         fcntl.flock(lock, fcntl.LOCK_EX)
         staging.chmod(0o777 & ~_umask())  # mkdtemp makes it private
         yield staging
-        (staging / _LOCK).unlink()
         check_output_directory(final, overwrite=overwrite, marker=marker)
+        (staging / _LOCK).unlink()
         _replace(staging, final)
     except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
+        _discard(staging)
         raise
     finally:
         os.close(lock)
@@ -94,9 +94,20 @@ def _remove_abandoned(parent: Path, prefix: str) -> None:
         except BlockingIOError:
             continue
         else:
-            shutil.rmtree(directory, ignore_errors=True)
+            _discard(directory)
         finally:
             os.close(lock)
+
+
+def _discard(staging: Path) -> None:
+    """Remove a temporary directory, its lock last: by that the next build finds what is left."""
+    with suppress(OSError):
+        for entry in staging.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name != _LOCK:
+                entry.unlink()
+    shutil.rmtree(staging, ignore_errors=True)
 
 
 def _umask() -> int:
