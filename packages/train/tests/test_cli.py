@@ -12,6 +12,7 @@ from conftest import RECIPE
 
 from flan_moe.train.callbacks.metrics_log import read_metrics
 from flan_moe.train.cli import main
+from flan_moe.train.export import model_weights
 from flan_moe.train.interruption import INTERRUPTED
 
 
@@ -120,6 +121,16 @@ def test_a_disk_that_is_full_at_a_checkpoint_ends_with_status_1(
     monkeypatch.setattr(checkpoint_writer, "save_checkpoint", full)
     assert main(["run", recipe, "--out", str(tmp_path / "run")]) == 1
     assert "/.partial-ba2.pt: the checkpoint cannot be written" in capsys.readouterr().err
+
+
+def test_a_run_that_diverges_stops_before_it_saves(recipe, tmp_path, capsys):
+    out = tmp_path / "run"
+    arguments = ["run", recipe, "optimizer.lr=1e30", "--out", str(out)]
+    assert main(arguments) == 1
+    assert "values that are not finite, and nothing was saved" in capsys.readouterr().err
+    assert not (out / "finished.json").exists()
+    for file in (out / "checkpoints").iterdir():
+        assert all(weight.isfinite().all() for weight in model_weights(file).values())
 
 
 def test_a_place_that_cannot_be_written_ends_with_status_1(recipe, tmp_path, capsys):

@@ -8,7 +8,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from flan_moe.train.interruption import INTERRUPTED, TrainingInterruptedError
+from flan_moe.train.interruption import (
+    INTERRUPTED,
+    TrainingDivergedError,
+    TrainingInterruptedError,
+)
 
 EXAMPLES = """\
 examples:
@@ -42,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (RecipeError, RunFolderError, FileExistsError) as error:
         print(f"flan-moe-train: {error}", file=sys.stderr)
         return 2
-    except OSError as error:  # a full disk, a folder that may not be written
+    except (OSError, TrainingDivergedError) as error:  # OSError: a full disk, a read-only folder
         print(f"flan-moe-train: {error}", file=sys.stderr)
         return 1
     except TrainingInterruptedError as error:

@@ -15,6 +15,10 @@ class TrainingInterruptedError(Exception):
     """Training stopped at a signal after saving a checkpoint."""
 
 
+class TrainingDivergedError(Exception):
+    """Training stopped because a weight is no longer a finite number."""
+
+
 class StopSignal:
     """Context manager that notes SIGTERM and SIGINT instead of dying of them.
 

@@ -43,6 +43,7 @@ def train(
         RunFolderError: If ``out`` holds something else or only damaged checkpoints, or another
             process is training there.
         TrainingInterruptedError: If SIGTERM or SIGINT arrived; the state has been saved.
+        TrainingDivergedError: If a weight is no longer finite; earlier checkpoints stay.
         OSError: If ``out`` cannot be written; the checkpoints that are there are whole.
     """
     plan = check_recipe(loaded)

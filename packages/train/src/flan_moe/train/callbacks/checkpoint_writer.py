@@ -9,8 +9,13 @@ from composer.core import Callback, Event, State
 from composer.loggers import Logger
 from composer.utils import create_interval_scheduler, dist
 from composer.utils.checkpoint import save_checkpoint
+from torch import nn
 
-from flan_moe.train.interruption import StopSignal, TrainingInterruptedError
+from flan_moe.train.interruption import (
+    StopSignal,
+    TrainingDivergedError,
+    TrainingInterruptedError,
+)
 from flan_moe.train.run_folder import RunFolder
 
 
@@ -42,6 +47,8 @@ class CheckpointWriter(Callback):
         """Save if due; stop if asked.
 
         Raises:
+            TrainingDivergedError: Instead of saving weights that are not finite: they would take
+                the place of the last good ones.
             TrainingInterruptedError: After saving, if a stop signal has arrived on any rank.
         """
         stopping = self._stopping(state)
@@ -67,6 +74,7 @@ class CheckpointWriter(Callback):
         batch = state.timestamp.batch.value
         if batch == self._saved_batch:
             return
+        _check_finite(state.model, batch)
         self._saved_batch = batch
         partial = self.folder.partial_checkpoint(batch)
         try:
@@ -76,3 +84,12 @@ class CheckpointWriter(Callback):
         if dist.get_global_rank() == 0:
             self.folder.commit_checkpoint(Path(partial), batch)
             self.folder.prune_checkpoints(self.keep)
+
+
+def _check_finite(model: nn.Module, batch: int) -> None:
+    for name, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise TrainingDivergedError(
+                f"after batch {batch}: {name} has values that are not finite, and nothing was "
+                "saved; a smaller optimizer.lr or a training.gradient_clip may help"
+            )
