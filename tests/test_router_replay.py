@@ -8,8 +8,12 @@ from flan_moe.routing.replay import Recording, record_routing, replay_routing
 
 def make_model(seed):
     torch.manual_seed(seed)
-    # The balance loss counts choices before capacity; a replay knows those that it left.
-    config = flan_moe_config("flan-moe-tiny", balance_coef=0.0)
+    # The balance loss, and weights that sum to one, are over choices before capacity; a replay
+    # knows those that it left.
+    raw = {"name": "top_k", "num_experts": 4, "capacity_factor": 1.0, "min_capacity": 1}
+    config = flan_moe_config(
+        "flan-moe-tiny", balance_coef=0.0, encoder_router=raw, decoder_router=raw
+    )
     return FlanMoEForConditionalGeneration(config).train()
 
 

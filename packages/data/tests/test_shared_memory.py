@@ -3,10 +3,10 @@
 import fcntl
 import gc
 import os
+import re
 import signal
 import subprocess
 import sys
-import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -128,17 +128,28 @@ def test_two_datasets_live_side_by_side_in_one_process(mini):
     assert sum(seen) == 18 * 40
 
 
-def held():
-    """What this process and this machine hold: descriptors, blocks, streaming's lock files."""
+def held(directory):
+    """Descriptors and blocks of this process, and prefixes on the machine that name a directory."""
     gc.collect()
-    locks = Path(tempfile.gettempdir()).glob("*_filelock")
-    return len(os.listdir("/proc/self/fd")), len(list(SHM.iterdir())), len(list(locks))
+    maps = Path("/proc/self/maps").read_text()
+    blocks = len(re.findall(r"/dev/shm/\d{6}_", maps))
+    name = str(directory).encode()
+    prefixes = [file for file in SHM.glob("*_locals") if name in read_if_there(file)]
+    return len(os.listdir("/proc/self/fd")), blocks, len(prefixes)
 
 
-def nothing_more_than(before):
+def read_if_there(file):
+    """The bytes of a block, which another process may take away meanwhile."""
+    try:
+        return file.read_bytes()
+    except OSError:
+        return b""
+
+
+def nothing_more_than(before, directory):
     """Whether no more is held, once threads that have been told to stop have stopped."""
     deadline = time.monotonic() + 10
-    while any(now > then for now, then in zip(held(), before, strict=True)):
+    while any(now > then for now, then in zip(held(directory), before, strict=True)):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.01)
@@ -166,10 +177,10 @@ def test_a_dataset_that_is_gone_leaves_nothing_behind(mini, use, workers):
     """Streaming alone keeps a dozen descriptors of each, and more the more there were before."""
     standing = dataloader(mini, batch_size=24)
     assert len(list(standing)) == 30
-    before = held()
+    before = held(mini)
     for _ in range(3):
         use(lambda: dataloader(mini, batch_size=24, num_workers=workers))
-    assert nothing_more_than(before)
+    assert nothing_more_than(before, mini)
     assert len(list(standing)) == 30
 
 
@@ -177,10 +188,10 @@ def test_epochs_of_a_resumed_run_open_no_more_and_more(mini):
     loader = dataloader(mini, batch_size=24)
     loader.load_state_dict(loader.state_dict())
     list(loader)
-    before = held()
+    before = held(mini)
     for _ in range(3):
         assert len(list(loader)) == 30
-    assert nothing_more_than(before)
+    assert nothing_more_than(before, mini)
 
 
 def test_a_forked_child_does_not_take_the_memory_away(mini):

@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from flan_moe.routing.order import group_offsets, narrowest_dtype, stable_order
+
 
 def expert_capacity(
     factor: float,
@@ -103,10 +105,12 @@ def fits_capacity(
 def _has_room(queue_N: Tensor, num_experts: int, capacity: int) -> Tensor:
     """Which entries of a queue of experts are among the first ``capacity`` of their expert."""
     # Rank within an expert from one stable sort: no (N, E) running counts.
-    sorted_N, order_N = torch.sort(queue_N, stable=True)
-    experts_E = torch.arange(num_experts, device=queue_N.device, dtype=queue_N.dtype)
-    start_E = torch.searchsorted(sorted_N, experts_E)
-    position_N = torch.arange(queue_N.shape[0], device=queue_N.device)
-    rank_N = position_N - start_E.index_select(0, sorted_N.clamp(min=0))
-    fits_N = (rank_N < capacity) & (sorted_N >= 0)
+    behind_N = torch.where(queue_N < 0, num_experts, queue_N)  # no assignment: behind them all
+    narrow_N = behind_N.to(narrowest_dtype(num_experts))
+    order_N = stable_order(narrow_N, num_experts)
+    start_E = group_offsets(narrow_N, num_experts)
+    sorted_N = narrow_N.index_select(0, order_N).int()
+    position_N = torch.arange(queue_N.shape[0], device=queue_N.device, dtype=torch.int32)
+    rank_N = position_N - start_E.index_select(0, sorted_N)
+    fits_N = (rank_N < capacity) & (sorted_N < num_experts)
     return torch.empty_like(fits_N).index_copy_(0, order_N, fits_N)

@@ -71,15 +71,21 @@ def _sequence_balance(probs_TE: Tensor, expert_TK: Tensor, sequence_T: Tensor) -
     return num_experts * loss_S.sum() / (length_S > 0).sum().clamp(min=1)
 
 
-def z_loss(logits_TE: Tensor) -> Tensor:
+def z_loss(logits_TE: Tensor, *, log_partition_T: Tensor | None = None) -> Tensor:
     """Mean over tokens of ``logsumexp(logits) ** 2`` (ST-MoE, Zoph et al. 2022, equation 5).
 
     Uniform zero logits give ``ln(E) ** 2``.
 
+    Args:
+        logits_TE: (T, E).
+        log_partition_T: (T,) the logsumexp, where it is known already.
+
     Returns:
         scalar in the dtype of the logits; 0 for no tokens.
     """
-    return logits_TE.logsumexp(dim=-1).square().sum() / max(logits_TE.shape[0], 1)
+    if log_partition_T is None:
+        log_partition_T = logits_TE.logsumexp(dim=-1)
+    return log_partition_T.square().sum() / max(logits_TE.shape[0], 1)
 
 
 def importance_loss(probs_TE: Tensor) -> Tensor:

@@ -16,16 +16,10 @@ from flan_moe.routing.capacity import expert_capacity, fits_capacity
 from flan_moe.routing.config import RouterConfig
 from flan_moe.routing.contract import Routing
 from flan_moe.routing.inputs import check_finite, check_inputs
-from flan_moe.routing.losses import (
-    balance_loss,
-    choice_counts,
-    importance_loss,
-    load_loss,
-    z_loss,
-)
-from flan_moe.routing.quantile import BIAS_HISTOGRAM, bias_histogram
+from flan_moe.routing.losses import choice_counts
+from flan_moe.routing.measure import Scored, auxiliary_losses, measurements
 from flan_moe.routing.registry import find_router
-from flan_moe.routing.score import expert_probabilities, expert_scores, noisy, router_logits
+from flan_moe.routing.score import expert_scores, noisy, router_logits
 from flan_moe.routing.second_expert import sampled_second, second_takes_part
 from flan_moe.routing.select import (
     hashed_experts,
@@ -34,7 +28,6 @@ from flan_moe.routing.select import (
     round_robin,
     within_best_groups,
 )
-from flan_moe.routing.statistics import router_entropy
 from flan_moe.routing.weigh import expert_choice_weights, token_choice_weights
 
 
@@ -42,7 +35,7 @@ class Router(nn.Module):
     """One linear map to expert logits, and the rules of its `RouterConfig`.
 
     The way of a token: `score` -> `select` (and `second_expert`) -> fit into `capacity` -> `weigh`
-    -> measure `losses` -> `build` the `Routing`; each stage is a file of pure functions by that
+    -> `measure` -> `build` the `Routing`; each stage is a file of pure functions by that
     name. A subclass can replace `select_experts`; see `register_router`.
 
     ``losses`` has ``balance`` and ``z`` for every router, and the ``extra_losses`` of its config;
@@ -171,29 +164,55 @@ class Router(nn.Module):
         """
         check_inputs(self, x_TD, sequence_T, token_id_T, forced_experts)
         config = self.config
-        logits_TE = self.logits(x_TD)
-        if config.check_finite:
-            check_finite(logits_TE)
-        chosen_by_TE = logits_TE
-        if self.training and config.noise > 0.0:
-            chosen_by_TE = noisy(logits_TE, config.noise)
-        scores_TE = expert_scores(chosen_by_TE, config.score)
+        scored = self.score(x_TD)
         if forced_experts is not None:
             expert_TK = forced_experts.long()
-            weight_TK = self._weights(chosen_by_TE, scores_TE, expert_TK, expert_TK >= 0)
+            weight_TK = self._weights(scored, expert_TK, expert_TK >= 0)
             fields = _assignments(expert_TK, weight_TK, expert_TK >= 0)
         elif config.selection == "expert_choice":
             expert_TK = None
-            fields = self._experts_choose(chosen_by_TE, scores_TE)
+            fields = self._experts_choose(scored)
         else:
-            expert_TK = self.select_experts(scores_TE.detach(), chosen_by_TE.detach(), token_id_T)
-            fields = self._tokens_choose(chosen_by_TE, scores_TE, expert_TK)
+            expert_TK = self.select_experts(
+                scored.scores_TE.detach(), scored.noisy_logits_TE.detach(), token_id_T
+            )
+            fields = self._tokens_choose(scored, expert_TK)
+        chosen = fields["expert_N"][:, None] if expert_TK is None else expert_TK
+        balanced = None if config.selection == "expert_choice" else expert_TK
+        losses = auxiliary_losses(
+            config,
+            scored,
+            balanced,
+            sequence_T=sequence_T,
+            load_E=None if balanced is None else self._step_load(balanced),
+        )
+        bias_E = self.selection_bias_E if self.training else None
         return build_routing(
             **fields,
-            num_tokens=logits_TE.shape[0],
+            num_tokens=x_TD.shape[0],
             num_experts=config.num_experts,
-            losses=self._losses(logits_TE, chosen_by_TE, scores_TE, expert_TK, sequence_T),
-            stats=self._stats(logits_TE, scores_TE, expert_TK, fields["expert_N"]),
+            losses=losses,
+            stats=measurements(config, scored, chosen, bias_E=bias_E),
+        )
+
+    def score(self, x_TD: Tensor) -> Scored:
+        """Logits, noise and scores of tokens.
+
+        Raises:
+            ValueError: with ``check_finite``, a logit is not finite.
+        """
+        config = self.config
+        logits_TE = self.logits(x_TD)
+        if config.check_finite:
+            check_finite(logits_TE)
+        noisy_logits_TE = logits_TE
+        if self.training and config.noise > 0.0:
+            noisy_logits_TE = noisy(logits_TE, config.noise)
+        return Scored(
+            logits_TE=logits_TE,
+            noisy_logits_TE=noisy_logits_TE,
+            scores_TE=expert_scores(noisy_logits_TE, config.score),
+            log_partition_T=logits_TE.logsumexp(dim=-1),
         )
 
     def logits(self, x_TD: Tensor) -> Tensor:
@@ -261,11 +280,10 @@ class Router(nn.Module):
     def _second_expert(self) -> str:
         return self.config.second_expert if self.training else self.config.eval_second_expert
 
-    def _tokens_choose(
-        self, logits_TE: Tensor, scores_TE: Tensor, expert_TK: Tensor
-    ) -> dict[str, Tensor]:
+    def _tokens_choose(self, scored: Scored, expert_TK: Tensor) -> dict[str, Tensor]:
         config = self.config
-        wanted_TK = self._wanted(scores_TE.detach(), expert_TK)
+        scores_TE = scored.scores_TE.detach()
+        wanted_TK = self._wanted(scores_TE, expert_TK)
         capacity = self.capacity(scores_TE.shape[0])
         if capacity is None:
             keep_TK = wanted_TK
@@ -276,10 +294,10 @@ class Router(nn.Module):
                 num_experts=config.num_experts,
                 capacity=capacity,
                 order=config.drop_order,
-                gate_TK=scores_TE.detach().gather(-1, expert_TK) if gates else None,
+                gate_TK=scores_TE.gather(-1, expert_TK) if gates else None,
             )
         over_TK = keep_TK if config.renormalise == "after_drop" else expert_TK >= 0
-        weight_TK = self._weights(logits_TE, scores_TE, expert_TK, over_TK)
+        weight_TK = self._weights(scored, expert_TK, over_TK)
         return _assignments(expert_TK, weight_TK, keep_TK)
 
     def _wanted(self, scores_TE: Tensor, expert_TK: Tensor) -> Tensor:
@@ -292,29 +310,28 @@ class Router(nn.Module):
             wanted_TK = torch.stack([wanted_TK[:, 0], wanted_TK[:, 1] & second_T], dim=-1)
         return wanted_TK
 
-    def _weights(
-        self, logits_TE: Tensor, scores_TE: Tensor, expert_TK: Tensor, over_TK: Tensor
-    ) -> Tensor:
+    def _weights(self, scored: Scored, expert_TK: Tensor, over_TK: Tensor) -> Tensor:
         config = self.config
         if config.weights == "uniform":
-            weight_TK = torch.full_like(expert_TK, 1.0 / config.top_k, dtype=logits_TE.dtype)
+            dtype = scored.logits_TE.dtype
+            weight_TK = torch.full_like(expert_TK, 1.0 / config.top_k, dtype=dtype)
         else:
             weight_TK = token_choice_weights(
-                logits_TE,
-                scores_TE,
+                scored.noisy_logits_TE,
+                scored.scores_TE,
                 expert_TK,
                 score=config.score,
                 over_TK=None if config.renormalise == "never" else over_TK,
             )
         return weight_TK if config.weight_scale == 1.0 else weight_TK * config.weight_scale
 
-    def _experts_choose(self, logits_TE: Tensor, scores_TE: Tensor) -> dict[str, Tensor]:
-        config = self.config
+    def _experts_choose(self, scored: Scored) -> dict[str, Tensor]:
+        config, scores_TE = self.config, scored.scores_TE
         capacity = self.capacity(scores_TE.shape[0])
         assert capacity is not None  # RouterConfig refuses expert choice without a factor
         token_EC = preferred_tokens(scores_TE.detach(), capacity)
         weight_EC = expert_choice_weights(
-            logits_TE,
+            scored.noisy_logits_TE,
             scores_TE,
             token_EC,
             score=config.score,
@@ -327,38 +344,7 @@ class Router(nn.Module):
             "weight_N": weight_EC.reshape(-1) * config.weight_scale,
         }
 
-    def _losses(
-        self,
-        logits_TE: Tensor,
-        chosen_by_TE: Tensor,
-        scores_TE: Tensor,
-        expert_TK: Tensor | None,
-        sequence_T: Tensor | None,
-    ) -> dict[str, Tensor]:
-        config = self.config
-        probs_TE = expert_probabilities(chosen_by_TE, scores_TE, config.score)
-        balance = probs_TE.new_zeros(())
-        if expert_TK is not None and config.selection != "expert_choice":
-            counted_TK = expert_TK[:, :1] if config.balance_count == "first_choice" else expert_TK
-            balance = balance_loss(
-                probs_TE,
-                counted_TK,
-                normalisation=config.balance_normalisation,
-                sequence_T=sequence_T if config.balance_scope == "sequence" else None,
-                load_E=self._global_load(counted_TK),
-            )
-        losses = {"balance": balance, "z": z_loss(logits_TE)}
-        if "importance" in config.extra_losses:
-            losses["importance"] = importance_loss(probs_TE)
-        if "load" in config.extra_losses:
-            losses["load"] = (
-                load_loss(logits_TE, chosen_by_TE, config.noise, k=config.top_k)
-                if self.training
-                else logits_TE.new_zeros(())
-            )
-        return losses
-
-    def _global_load(self, expert_TK: Tensor) -> Tensor | None:
+    def _step_load(self, expert_TK: Tensor) -> Tensor | None:
         """Assignments of each expert in the step so far, these included; None for this call's."""
         if self.step_load_E is None or not self.training:
             return None
@@ -366,21 +352,6 @@ class Router(nn.Module):
         if self.reduce_load is not None:
             load_E = self.reduce_load(load_E)
         return self.step_load_E + load_E
-
-    @torch.no_grad()
-    def _stats(
-        self, logits_TE: Tensor, scores_TE: Tensor, expert_TK: Tensor | None, expert_N: Tensor
-    ) -> dict[str, Tensor]:
-        chosen = expert_N[:, None] if expert_TK is None else expert_TK
-        stats = {
-            "router_entropy": router_entropy(logits_TE),
-            "choice_count_E": choice_counts(chosen, self.num_experts),
-        }
-        if self.config.bias_update == "quantile" and self.training:
-            stats[BIAS_HISTOGRAM] = bias_histogram(
-                scores_TE.float(), self.selection_bias_E, k=self.config.top_k
-            )
-        return stats
 
 
 def build_router(

@@ -35,7 +35,7 @@ def preferred_experts(scores_TE: Tensor, k: int) -> Tensor:
 
 
 def preferred_tokens(scores_TE: Tensor, capacity: int) -> Tensor:
-    """The tokens with the highest score for each expert, best first.
+    """The tokens with the highest score for each expert, in their own order.
 
     Source: Expert Choice (Zhou et al. 2022, section 3.2).
 
@@ -46,7 +46,21 @@ def preferred_tokens(scores_TE: Tensor, capacity: int) -> Tensor:
     Returns:
         (E, C) int64; ties go to the token with the lowest index.
     """
-    return torch.sort(scores_TE.T, dim=-1, descending=True, stable=True).indices[:, :capacity]
+    # Not a full sort: the C-th score is a threshold, and of those that equal it the first few fill
+    # the expert. NaN compares with nothing; it counts as the highest, as in a sort.
+    scores_ET = scores_TE.T.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    num_experts, num_tokens = scores_ET.shape
+    if capacity == 0:
+        return torch.zeros(num_experts, 0, dtype=torch.int64, device=scores_TE.device)
+    threshold_E1 = scores_ET.topk(capacity, dim=-1, sorted=False).values.amin(dim=-1, keepdim=True)
+    above_ET, equal_ET = scores_ET > threshold_E1, scores_ET == threshold_E1
+    room_E1 = capacity - above_ET.sum(dim=-1, keepdim=True)
+    chosen_ET = above_ET | (equal_ET & (equal_ET.cumsum(dim=-1, dtype=torch.int32) <= room_E1))
+    # Where each goes in its expert's list; the others go to a place behind it, which is cut off.
+    place_ET = torch.where(chosen_ET, chosen_ET.cumsum(dim=-1, dtype=torch.int32) - 1, capacity)
+    token_ET = torch.arange(num_tokens, device=scores_TE.device).expand(num_experts, -1)
+    list_EC = token_ET.new_zeros(num_experts, capacity + 1)
+    return list_EC.scatter_(-1, place_ET.long(), token_ET)[:, :capacity]
 
 
 def within_best_groups(scores_TE: Tensor, *, num_groups: int, top_groups: int) -> Tensor:

@@ -29,11 +29,20 @@ def load_statistics(expert_offsets: Tensor, token_offsets: Tensor) -> dict[str, 
 
 
 @torch.no_grad()
-def router_entropy(logits_TE: Tensor) -> Tensor:
+def router_entropy(
+    logits_TE: Tensor, *, probs_TE: Tensor | None = None, log_partition_T: Tensor | None = None
+) -> Tensor:
     """Mean over tokens of the entropy of the softmax of the logits, in nats; 0 for no tokens.
 
     ln E when the router is undecided, 0 when it is certain.
+
+    Args:
+        logits_TE: (T, E).
+        probs_TE: (T, E) their softmax, where it is known already.
+        log_partition_T: (T,) their logsumexp, likewise.
     """
-    log_prob_TE = logits_TE.log_softmax(dim=-1)
-    entropy = (log_prob_TE.exp() * -log_prob_TE).sum() / max(logits_TE.shape[0], 1)
-    return entropy.float()
+    probs_TE = logits_TE.softmax(dim=-1) if probs_TE is None else probs_TE
+    if log_partition_T is None:
+        log_partition_T = logits_TE.logsumexp(dim=-1)
+    entropy = (probs_TE * (log_partition_T[:, None] - logits_TE)).sum()
+    return (entropy / max(logits_TE.shape[0], 1)).float()
