@@ -86,7 +86,7 @@ class Case:
             num_experts=self.num_experts,
             top_k=self.top_k,
             capacity_factor=FACTOR,
-            normalize_weights=self.router.endswith("normalised"),
+            renormalise="before_drop" if self.router.endswith("normalised") else "never",
         )
 
 
