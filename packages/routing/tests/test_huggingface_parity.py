@@ -1,10 +1,9 @@
 """Routers against transformers' own modules, where transformers is installed.
 
-Compared with 4.57.6: rows and indices exactly; weights, logits and losses to 1e-6 (rounding).
-What is known of other releases: Switch of 5.0 to 5.17 never applies its capacity; NLLB-MoE of 5.0
-and later uses two experts only; the routers of Mixtral's family are modules of their own from 5.0.
-These are skipped. Capacity of Hugging Face's Switch is per sequence: with one sequence the
-conventions meet.
+Compared with 4.57.6 and 5.23: rows and indices exactly; weights, logits and losses to 1e-6
+(rounding). Skipped: Switch of 5.0 to 5.17, which never applies its capacity, and NLLB-MoE of 5.0
+and later, which uses two experts only. Capacity of Hugging Face's Switch is per sequence: with one
+sequence the conventions meet.
 """
 
 import pytest
@@ -22,8 +21,6 @@ models = transformers.models
 
 T, D, E = 40, 16, 8
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
-
-four = pytest.mark.skipif(VERSION >= (5, 0), reason="transformers 5 differs, see the module text")
 
 
 def make(name, **options):
@@ -88,7 +85,7 @@ def test_switch(factor):
     torch.testing.assert_close(routing.losses["balance"], theirs_before, **CLOSE)
 
 
-@four
+@pytest.mark.skipif(VERSION >= (5, 0), reason="NLLB-MoE is broken in transformers 5")
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("order", ["choice", "priority"])
 @pytest.mark.parametrize("before", [True, False])
@@ -131,7 +128,12 @@ FAMILY = {
 }
 
 
-@four
+def their_choice(gate, *inputs):
+    """(T, E) combine weights of a router module that returns its choice, from transformers 5 on."""
+    logits_TE, weight_TK, expert_TK = gate(*inputs)
+    return torch.zeros(T, E).scatter(1, expert_TK, weight_TK.float()), logits_TE
+
+
 @pytest.mark.parametrize("name", FAMILY)
 def test_the_mixtral_family(name):
     prefix, their_options, our_options = FAMILY[name]
@@ -141,11 +143,16 @@ def test_the_mixtral_family(name):
     config = getattr(transformers, f"{prefix}Config")(
         hidden_size=D, intermediate_size=8, moe_intermediate_size=8, **their_options
     )
-    block = getattr(module, f"{prefix}SparseMoeBlock")(config)
-    block.experts = nn.ModuleList(Marker(expert) for expert in range(E))
     with torch.no_grad():
-        block.gate.weight.copy_(router.weight)
-        weight_TE, logits_TE = dispatched(block, x_TD)
+        if VERSION < (5, 0):
+            block = getattr(module, f"{prefix}SparseMoeBlock")(config)
+            block.experts = nn.ModuleList(Marker(expert) for expert in range(E))
+            block.gate.weight.copy_(router.weight)
+            weight_TE, logits_TE = dispatched(block, x_TD)
+        else:
+            gate = getattr(module, f"{prefix}TopKRouter")(config)
+            gate.weight.copy_(router.weight)
+            weight_TE, logits_TE = their_choice(gate, x_TD)
         routing = router(x_TD)
     torch.testing.assert_close(router.logits(x_TD), logits_TE, **CLOSE)
     torch.testing.assert_close(dense_weights(routing).float(), weight_TE, **CLOSE)
@@ -159,8 +166,6 @@ def test_the_mixtral_family(name):
 @pytest.mark.parametrize("normalise", [True, False])
 def test_deepseek_v3(normalise):
     module = pytest.importorskip("transformers.models.deepseek_v3.modeling_deepseek_v3")
-    if not hasattr(module.DeepseekV3TopkRouter, "get_topk_indices"):
-        pytest.skip("from transformers 5.0 the choice is made outside the router")
     router, x_TD = make(
         "deepseek_v3",
         num_groups=4,
@@ -178,13 +183,42 @@ def test_deepseek_v3(normalise):
         routed_scaling_factor=2.5,
     )
     theirs = module.DeepseekV3TopkRouter(config)
-    # Not negative: theirs sets the scores of losing groups to 0, where ours excludes them.
+    # Not negative: transformers 4 sets the scores of losing groups to 0, where others exclude them.
     bias_E = torch.rand(E)
     with torch.no_grad():
         theirs.weight.copy_(router.weight)
         theirs.e_score_correction_bias.copy_(bias_E)
         router.selection_bias_E.copy_(bias_E)
-        expert_TK, weight_TK = theirs(x_TD)
+        if VERSION < (5, 0):
+            expert_TK, weight_TK = theirs(x_TD)
+            weight_TE = torch.zeros(T, E).scatter(1, expert_TK, weight_TK)
+        else:
+            weight_TE, _ = their_choice(theirs, x_TD)
         routing = router(x_TD)
-    weight_TE = torch.zeros(T, E).scatter(1, expert_TK, weight_TK)
+    torch.testing.assert_close(dense_weights(routing).float(), weight_TE, **CLOSE)
+
+
+@pytest.mark.parametrize("by_hash", [False, True])
+def test_deepseek_v4(by_hash):
+    module = pytest.importorskip(
+        "transformers.models.deepseek_v4.modeling_deepseek_v4", reason="transformers 5 has it"
+    )
+    name = "deepseek_v4_hash" if by_hash else "deepseek_v4"
+    router, x_TD = make(name, top_k=3, **({"vocab_size": 50} if by_hash else {}))
+    config = transformers.DeepseekV4Config(
+        hidden_size=D, n_routed_experts=E, num_experts_per_tok=3, vocab_size=50
+    )
+    assert router.config.weight_scale == config.routed_scaling_factor
+    ids_T = torch.randint(50, (T,))
+    with torch.no_grad():
+        if by_hash:
+            theirs, inputs = module.DeepseekV4HashRouter(config), (x_TD, ids_T)
+            theirs.tid2eid.copy_(router.token_expert_VK)
+        else:
+            theirs, inputs = module.DeepseekV4TopKRouter(config), (x_TD,)
+            theirs.e_score_correction_bias.copy_(torch.rand(E))
+            router.selection_bias_E.copy_(theirs.e_score_correction_bias)
+        theirs.weight.copy_(router.weight)
+        weight_TE, _ = their_choice(theirs, *inputs)
+        routing = router(x_TD, token_id_T=ids_T)
     torch.testing.assert_close(dense_weights(routing).float(), weight_TE, **CLOSE)

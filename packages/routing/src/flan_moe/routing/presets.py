@@ -73,12 +73,11 @@ _FLAXFORMER = {
 }
 _DEEPSEEK = {
     "num_experts": 256,
-    "top_k": 8,
     "renormalise": "before_drop",
-    "weight_scale": 2.5,
     "bias_update": "sign",
     "balance_scope": "sequence",
 }
+_DEEPSEEK_V4 = {**_DEEPSEEK, "score": "sqrt_softplus", "top_k": 6, "weight_scale": 1.5}
 
 PRESETS: Mapping[str, RouterPreset] = MappingProxyType(
     {
@@ -181,6 +180,8 @@ PRESETS: Mapping[str, RouterPreset] = MappingProxyType(
             options={
                 **_DEEPSEEK,
                 "score": "sigmoid",
+                "top_k": 8,
+                "weight_scale": 2.5,
                 "num_groups": 8,
                 "top_groups": 4,
             },
@@ -188,17 +189,12 @@ PRESETS: Mapping[str, RouterPreset] = MappingProxyType(
             "excluded (-inf), as in DeepSeek's own code, where transformers 4 sets them to 0",
         ),
         "deepseek_v4": RouterPreset(
-            options={**_DEEPSEEK, "score": "sqrt_softplus"},
+            options=_DEEPSEEK_V4,
             source="DeepSeek-V4, transformers 5: sqrt(softplus) scores; its first layers use "
             "deepseek_v4_hash",
         ),
         "deepseek_v4_hash": RouterPreset(
-            options={
-                **_DEEPSEEK,
-                "score": "sqrt_softplus",
-                "selection": "hash",
-                "bias_update": None,
-            },
+            options={**_DEEPSEEK_V4, "selection": "hash", "bias_update": None},
             source="DeepSeek-V4's first layers: experts by token id, weights from live scores",
         ),
         "hash": RouterPreset(
