@@ -194,6 +194,20 @@ def test_epochs_of_a_resumed_run_open_no_more_and_more(mini):
     assert nothing_more_than(before, mini)
 
 
+def test_a_closed_dataset_gives_its_memory_back_while_it_is_referred_to(mini):
+    standing = dataloader(mini, batch_size=24)
+    before = held(mini)
+    for use in (list, lambda loader: next(iter(loader)), lambda loader: None):
+        loader = dataloader(mini, batch_size=24)
+        use(loader)
+        dataset = loader.dataset
+        del loader
+        dataset.close()
+        dataset.close()
+        assert nothing_more_than(before, mini)
+    assert sum(1 for _ in standing) == 30
+
+
 def test_a_forked_child_does_not_take_the_memory_away(mini):
     loader = dataloader(mini, batch_size=24)
     child = os.fork()

@@ -93,14 +93,24 @@ class MixtureDataset(StreamingDataset):
             distributed.destroy_process_group()
         self._blocks = [block for block in opened if belongs(block, prefix)]
         release([block for block in opened if not belongs(block, prefix)])
-        finalizer = weakref.finalize(
+        self._finalizer = weakref.finalize(
             self, release_prefix, prefix, self._blocks, held, owner=os.getpid()
         )
-        finalizer.atexit = False  # what lives until then is left to streaming
+        self._finalizer.atexit = False  # what lives until then is left to streaming
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the shared memory to the process that made it."""
-        return {key: value for key, value in self.__dict__.items() if key != "_blocks"}
+        ours = ("_blocks", "_finalizer")
+        return {key: value for key, value in self.__dict__.items() if key not in ours}
+
+    def close(self) -> None:
+        """Free the shared memory now, not when nothing refers to the dataset any more.
+
+        The dataset cannot be used afterwards; its length and tables remain.
+        """
+        if hasattr(self, "_iterator"):
+            self._iterator.exit()
+        self._finalizer()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """The samples of this rank and worker.

@@ -86,9 +86,17 @@ def _train(plan: Plan, folder: RunFolder, report: Callable[[str], None]) -> dict
             summary = _summary(trainer)
         finally:
             trainer.close()
+            _close_datasets(trainer)
     if leads:
         folder.finish(summary)
     return summary
+
+
+def _close_datasets(trainer: Trainer) -> None:
+    """Free the shared memory of the data; Composer keeps the datasets until the process ends."""
+    loaders = [evaluator.dataloader.dataloader for evaluator in trainer.state.evaluators]
+    for loader in [trainer.state.train_dataloader, *loaders]:
+        loader.dataset.close()
 
 
 def _silent(line: str) -> None:
