@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,10 +11,13 @@ import time
 import pytest
 from conftest import RECIPE
 
+from flan_moe.data.cli import _parser as data_parser
 from flan_moe.train.callbacks.metrics_log import read_metrics
-from flan_moe.train.cli import main
+from flan_moe.train.cli import EXAMPLES, main
+from flan_moe.train.cli import _parser as train_parser
 from flan_moe.train.export import model_weights
 from flan_moe.train.interruption import INTERRUPTED
+from flan_moe.train.recipe import load_recipe
 
 
 @pytest.fixture
@@ -33,7 +37,18 @@ def test_help_needs_neither_torch_nor_composer():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout
     assert output.endswith("[]\n")
-    assert "examples:" in output
+    assert "examples (" in output
+
+
+def test_the_examples_of_help_are_accepted_as_printed():
+    """Parsed, and every recipe resolved with its overrides; nothing is trained here."""
+    parsers = {"flan-moe-data": data_parser(), "flan-moe-train": train_parser()}
+    examples = [shlex.split(x, comments=True) for x in EXAMPLES.splitlines() if x.startswith("  ")]
+    assert len(examples) == 5
+    for program, *arguments in examples:
+        options = parsers[program].parse_args(arguments)
+        if hasattr(options, "recipe"):
+            load_recipe(options.recipe, options.overrides)
 
 
 @pytest.mark.parametrize(("given", "policy"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])

@@ -15,12 +15,12 @@ from flan_moe.train.interruption import (
 )
 
 EXAMPLES = """\
-examples:
-  flan-moe-data mini --out mini-flan                       build the data that ships with flan-moe
-  flan-moe-train check mini_sparse data.path=mini-flan     is the recipe possible?
-  flan-moe-train run mini_sparse data.path=mini-flan training.duration=20ba --out runs/first
-  flan-moe-train export runs/first models/first            for AutoModelForSeq2SeqLM
-  flan-moe-train quickstart --out quickstart-report        all of it, and a report
+examples (they work as printed, one after the other; training takes minutes on two cores):
+  flan-moe-data mini --out mini-flan                     # the data that ship with flan-moe
+  flan-moe-train check mini_sparse data.path=mini-flan   # is the recipe possible?
+  flan-moe-train run mini_sparse data.path=mini-flan --out runs/first
+  flan-moe-train export runs/first models/first          # for AutoModelForSeq2SeqLM
+  flan-moe-train quickstart --out quickstart-report      # all of it, and a report
 
 exit status: 0 done; 1 failed; 2 refused (recipe, arguments, files); 75 stopped by SIGTERM or
 SIGINT with the state saved: the same command continues.
