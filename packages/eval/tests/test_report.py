@@ -1,5 +1,6 @@
 """The report is complete, self-contained and safe to open."""
 
+import itertools
 import json
 import math
 import re
@@ -8,7 +9,16 @@ from html.parser import HTMLParser
 
 import pytest
 
-from flan_moe.eval import Heatmap, Point, Series, evaluate, load_run, load_suite, write_report
+from flan_moe.eval import (
+    Heatmap,
+    Point,
+    Series,
+    evaluate,
+    load_run,
+    load_suite,
+    plots,
+    write_report,
+)
 from flan_moe.eval.console import results_text
 
 ATTACK = "<script>alert('x')</script> & $title ${body} \"quoted\" __proto__"
@@ -150,6 +160,41 @@ def test_every_figure_is_also_a_png(runs, tmp_path):
         width, height = struct.unpack(">II", content[16:24])
         assert min(width, height) > 200
     assert index.read_text().count("<img") == len(figures)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that plots hand over to be written."""
+    figures = []
+    monkeypatch.setattr(plots, "_png", lambda figure: figures.append(figure) or b"")
+    return figures
+
+
+def test_legends_and_labels_are_inside_their_figures(drawn):
+    names = [f"{model}, {mixture}" for model in ("sparse", "dense") for mixture in "abcd"]
+    plots.plot_series([Series(name=f"{n} mixture", x=[1, 2], y=[2, 1]) for n in names])
+    plots.plot_heatmap(EXTRAS["heatmaps"][0])
+    plots.plot_points([Point(label=f"{n} model", x=1.0, y=1.0) for n in names])
+    for figure in drawn:
+        figure.draw_without_rendering()
+        everything = figure.get_tightbbox()
+        assert min(everything.x0, everything.y0) >= 0
+        assert everything.x1 <= figure.get_figwidth()
+        assert everything.y1 <= figure.get_figheight()
+
+
+def test_equal_compute_looks_equal_and_its_ticks_do_not_touch(drawn):
+    """Twins differ by a thousandth; an axis that they filled would show a gulf."""
+    plots.plot_points([Point(label=str(x), x=x, y=40.0) for x in (0.00090915, 0.00091085)])
+    plots.plot_points([Point(label=str(x), x=x, y=40.0) for x in (0.5, 2.0)])
+    for figure, least, most in zip(drawn, (0, 0.6), (0.05, 0.8), strict=True):
+        figure.draw_without_rendering()
+        axes = figure.axes[0]
+        low, high = axes.get_xlim()
+        marks = [container[0].get_xdata()[0] for container in axes.containers]
+        assert least <= (max(marks) - min(marks)) / (high - low) <= most
+        ticks = [t.get_window_extent() for t in axes.get_xticklabels()]
+        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(ticks))
 
 
 def test_the_same_runs_give_the_same_report(runs, tmp_path):
