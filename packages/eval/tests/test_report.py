@@ -5,6 +5,7 @@ import json
 import math
 import re
 import struct
+import unicodedata
 from html.parser import HTMLParser
 
 import pytest
@@ -129,6 +130,18 @@ def test_what_models_write_is_shown_and_not_executed(runs, tmp_path):
     text = "".join(found.text)
     assert text.count(ATTACK) >= 12
     assert f"asked {ATTACK}" in text
+
+
+def test_control_characters_are_shown_and_not_written(suite_dir, fake_model, tmp_path):
+    """An untrained model writes them; a page with a NUL or an escape is no longer text."""
+    noise = "".join(map(chr, [*range(0x20), *range(0x7F, 0xA0)])).replace("\n", "")
+    model = fake_model(answer=lambda prompt: f"a{noise}b\nsecond line", fingerprint="noise")
+    evaluate(model, load_suite(suite_dir), out_dir=tmp_path / "noise")
+    page = write_report(tmp_path / "report", runs=[load_run(tmp_path / "noise")])
+    text = page.read_bytes().decode("utf-8")
+    assert not {c for c in text if unicodedata.category(c) == "Cc"} - {"\t", "\n"}
+    assert "a\u2400\u2401" in text
+    assert "second line" in text
 
 
 def test_the_page_needs_no_other_file(runs, tmp_path):

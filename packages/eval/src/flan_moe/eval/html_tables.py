@@ -12,6 +12,10 @@ from flan_moe.eval.samples import Sample
 from flan_moe.eval.statistics import Interval
 from flan_moe.eval.suite import GROUP_NAMES, Group, Mode
 
+# Models write these and pages may not hold them; tabs and line ends stay.
+_CONTROL = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\t\n"}
+_CONTROL |= {0x7F: "\u2421"} | dict.fromkeys(range(0x80, 0xA0), "\ufffd")
+
 _INTERVALS = (
     "Scores in percent. In brackets the 95 % interval for other questions of the same tasks; "
     "“tasks” is the 95 % interval for other tasks of the same kind, which is what a "
@@ -19,6 +23,11 @@ _INTERVALS = (
     "− chance), taken per task, so that guessing is 0. “unreadable” is the share "
     "of outputs that hold no answer in the form asked for."
 )
+
+
+def shown(text: str) -> str:
+    """Text for a page: escaped, with a picture for each control character."""
+    return escape(text.translate(_CONTROL))
 
 
 def group_table(runs: Sequence[Run]) -> str:
@@ -56,7 +65,7 @@ def task_table(runs: Sequence[Run], *, shots: int, mode: Mode) -> str:
         facts = _details([score.mixture, f"n {score.n}", f"chance {100 * score.chance:.1f}"])
         cells = "".join(_task_cell(by_name.get(name)) for by_name in found)
         rows.append(
-            f"<tr><th>{escape(name)}{facts}</th><td>{_group_tag(score.group)}</td>{cells}</tr>\n"
+            f"<tr><th>{shown(name)}{facts}</th><td>{_group_tag(score.group)}</td>{cells}</tr>\n"
         )
     return _table(f"<th>task</th><th>group</th>{_run_heads(runs)}", rows)
 
@@ -77,7 +86,7 @@ def sample_browser(runs: Sequence[Run], count: int) -> str:
                 by_id.setdefault(sample.id, []).append((position, sample))
         blocks = "".join(_sample_block(runs, answers) for answers in by_id.values())
         parts.append(
-            f"<details><summary>{escape(key.task)} "
+            f"<details><summary>{shown(key.task)} "
             f'<span class="soft">{key.shots}-shot {key.mode}</span></summary>\n{blocks}</details>\n'
         )
     return "".join(parts)
@@ -97,7 +106,7 @@ def environment_table(runs: Sequence[Run]) -> str:
             "versions": ", ".join(f"{k} {v}" for k, v in results.environment.items()),
         }
         lines = "".join(
-            f'<span class="detail">{escape(key)}: {escape(value)}</span>'
+            f'<span class="detail">{shown(key)}: {shown(value)}</span>'
             for key, value in facts.items()
         )
         rows.append(f"<tr><th>{_run_name(position, run)}</th><td>{lines}</td></tr>\n")
@@ -112,13 +121,13 @@ def _sample_block(runs: Sequence[Run], answers: Sequence[tuple[int, Sample]]) ->
         rows.append(
             f"<tr><td>{_run_name(position, runs[position])}</td>"
             f'<td><span class="{verdict}">{verdict}</span>'
-            f'<span class="detail">{escape(sample.how)}</span></td>'
-            f"<td><pre>{escape(_answer_text(sample))}</pre></td></tr>\n"
+            f'<span class="detail">{shown(sample.how)}</span></td>'
+            f"<td><pre>{shown(_answer_text(sample))}</pre></td></tr>\n"
         )
     return (
-        f'<div class="sample"><span class="soft small">{escape(first.id)}</span>'
-        f"<pre>{escape(first.prompt)}</pre>"
-        f"<div>target: <strong>{escape(' or '.join(first.targets))}</strong></div>"
+        f'<div class="sample"><span class="soft small">{shown(first.id)}</span>'
+        f"<pre>{shown(first.prompt)}</pre>"
+        f"<div>target: <strong>{shown(' or '.join(first.targets))}</strong></div>"
         f'<table class="outputs"><tbody>\n{"".join(rows)}</tbody></table></div>\n'
     )
 
@@ -167,7 +176,7 @@ def _score_cell(score: float, interval: Interval, details: Sequence[str]) -> str
 
 
 def _details(parts: Sequence[str]) -> str:
-    pieces = " · ".join(f"<span>{escape(part)}</span>" for part in parts)
+    pieces = " · ".join(f"<span>{shown(part)}</span>" for part in parts)
     return f'<span class="detail">{pieces}</span>'
 
 
@@ -185,7 +194,7 @@ def _group_tag(group: Group) -> str:
 
 def _run_name(position: int, run: Run) -> str:
     return (
-        f'<span class="swatch" style="background:{run_color(position)}"></span>{escape(run.label)}'
+        f'<span class="swatch" style="background:{run_color(position)}"></span>{shown(run.label)}'
     )
 
 
