@@ -1,5 +1,6 @@
 """The report is complete, self-contained and safe to open."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -89,7 +90,7 @@ class Elements(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.attributes += attrs
-        if tag not in ("meta", "img", "br", "link", "hr"):
+        if tag not in ("meta", "img", "br", "link", "hr", "wbr"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -175,6 +176,14 @@ def test_every_figure_is_also_a_png(runs, tmp_path):
     assert index.read_text().count("<img") == len(figures)
 
 
+def is_inside(figure):
+    """Whether all that is drawn is within the figure's edges."""
+    figure.draw_without_rendering()
+    box = figure.get_tightbbox()
+    width, height = figure.get_size_inches()
+    return min(box.x0, box.y0) >= 0 and box.x1 <= width and box.y1 <= height
+
+
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures that plots hand over to be written."""
@@ -188,12 +197,7 @@ def test_legends_and_labels_are_inside_their_figures(drawn):
     plots.plot_series([Series(name=f"{n} mixture", x=[1, 2], y=[2, 1]) for n in names])
     plots.plot_heatmap(EXTRAS["heatmaps"][0])
     plots.plot_points([Point(label=f"{n} model", x=1.0, y=1.0) for n in names])
-    for figure in drawn:
-        figure.draw_without_rendering()
-        everything = figure.get_tightbbox()
-        assert min(everything.x0, everything.y0) >= 0
-        assert everything.x1 <= figure.get_figwidth()
-        assert everything.y1 <= figure.get_figheight()
+    assert all(map(is_inside, drawn))
 
 
 def test_equal_compute_looks_equal_and_its_ticks_do_not_touch(drawn):
@@ -226,6 +230,33 @@ def test_samples_are_the_first_ones_with_their_verdicts(runs, tmp_path):
     assert "-3.125  red" in text  # options with their log-probabilities, best first
     without = write_report(tmp_path / "none", runs=runs, samples_per_task=0).read_text("utf-8")
     assert "sums-1" not in without
+
+
+def test_a_group_says_how_many_of_its_shots_it_lost(suite_dir, fake_model, tmp_path):
+    """Few-shot means are read as such; with prompts too long for exemplars they are zero-shot."""
+    model = fake_model(fingerprint="short")
+    model.count_tokens = lambda text: len(text.split())
+    model.excess_tokens = lambda request: len(request.prompt.split()) - 1
+    suite = load_suite(suite_dir).select(("sums",))
+    evaluate(model, suite, shots=[0, 2], modes=["direct"], out_dir=tmp_path / "short")
+    page = write_report(tmp_path / "report", runs=[load_run(tmp_path / "short")])
+    means = "".join(Elements(page.read_text("utf-8")).text).split("Tasks\n", 1)[0]
+    questions = len(suite.tasks[0].items)
+    assert means.count(f"{questions} of {questions} prompts cut") == 2
+    assert means.count(f"{2 * questions} of {2 * questions} exemplars dropped") == 1
+
+
+def test_long_task_names_leave_room_for_their_bars(drawn, runs):
+    before, after = runs
+    tasks = [
+        dataclasses.replace(score, task=f"task{at}_{'of_many_words_' * 8}")
+        for at, score in enumerate(before.results.tasks)
+    ]
+    long = dataclasses.replace(before, results=dataclasses.replace(before.results, tasks=tasks))
+    plots.plot_tasks([long, after], shots=0, mode="direct")
+    (figure,) = drawn
+    assert is_inside(figure)
+    assert figure.axes[0].get_position().width > 0.5
 
 
 def test_a_report_of_curves_alone(tmp_path):

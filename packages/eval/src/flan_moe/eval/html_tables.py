@@ -33,11 +33,15 @@ def shown(text: str) -> str:
 def group_table(runs: Sequence[Run]) -> str:
     """Macro means: a row per group and setting, a column per run."""
     found = [{(g.group, g.shots, g.mode): g for g in run.results.groups} for run in runs]
+    lost = [_lost_in_prompts(run.results.tasks) for run in runs]
     keys = list(dict.fromkeys(key for groups in found for key in groups))
     rows = []
     for group, shots, mode in keys:
         members = next(g[group, shots, mode] for g in found if (group, shots, mode) in g)
-        cells = "".join(_group_cell(groups.get((group, shots, mode))) for groups in found)
+        cells = "".join(
+            _group_cell(groups.get((group, shots, mode)), losses.get((group, shots, mode), []))
+            for groups, losses in zip(found, lost, strict=True)
+        )
         rows.append(
             f"<tr><td>{_group_tag(group)}</td><td>{shots}-shot {mode}</td>"
             f'<td class="number">{len(members.tasks)}</td>'
@@ -65,7 +69,7 @@ def task_table(runs: Sequence[Run], *, shots: int, mode: Mode) -> str:
         facts = _details([score.mixture, f"n {score.n}", f"chance {100 * score.chance:.1f}"])
         cells = "".join(_task_cell(by_name.get(name)) for by_name in found)
         rows.append(
-            f"<tr><th>{shown(name)}{facts}</th><td>{_group_tag(score.group)}</td>{cells}</tr>\n"
+            f"<tr><th>{_breakable(name)}{facts}</th><td>{_group_tag(score.group)}</td>{cells}</tr>\n"
         )
     return _table(f"<th>task</th><th>group</th>{_run_heads(runs)}", rows)
 
@@ -140,14 +144,29 @@ def _answer_text(sample: Sample) -> str:
     return "\n".join(f"{value:9.3f}  {option}" for option, value in ranked)
 
 
-def _group_cell(group: GroupScore | None) -> str:
+def _lost_in_prompts(scores: Sequence[TaskScore]) -> dict[tuple[str, int, str], list[str]]:
+    """What did not fit into the prompts of each group and setting: few-shot can be fewer shots."""
+    members: dict[tuple[str, int, str], list[TaskScore]] = {}
+    for score in scores:
+        members.setdefault((score.group, score.shots, score.mode), []).append(score)
+    lost = {}
+    for key, group in members.items():
+        asked, exemplars = sum(s.n for s in group), sum(s.n * s.shots for s in group)
+        dropped = sum(s.exemplars_dropped for s in group)
+        cut = sum(s.prompts_truncated for s in group)
+        lost[key] = [f"{dropped} of {exemplars} exemplars dropped"] if dropped else []
+        lost[key] += [f"{cut} of {asked} prompts cut"] if cut else []
+    return lost
+
+
+def _group_cell(group: GroupScore | None, lost: Sequence[str]) -> str:
     if group is None:
         return "<td>–</td>"
     details = [f"norm. {group.normalized:.1f}"]
     if group.over_tasks is not None:
         details.append(f"tasks {_interval(group.over_tasks)}")
     details.append(f"unreadable {100 * group.parse_failure_rate:.1f} %")
-    return _score_cell(group.score, group.over_items, details)
+    return _score_cell(group.score, group.over_items, [*details, *lost])
 
 
 def _task_cell(score: TaskScore | None) -> str:
@@ -186,6 +205,11 @@ def _secondary_name(name: str) -> str:
 
 def _interval(interval: Interval) -> str:
     return f"{100 * interval.low:.1f}, {100 * interval.high:.1f}"
+
+
+def _breakable(name: str) -> str:
+    """A name that may be broken after each underscore, and elsewhere if it must be."""
+    return shown(name).replace("_", "_<wbr>")
 
 
 def _group_tag(group: Group) -> str:

@@ -69,7 +69,7 @@ def plot_tasks(runs: Sequence[Run], *, shots: int, mode: Mode) -> bytes:
     figure, axes = _bars(
         runs,
         [{name: _Bar(s.score, s.interval) for name, s in by_name.items()} for by_name in scores],
-        {name: f"{name} ({GROUP_NAMES[tasks[name].group]})" for name in order},
+        {name: f"{_short(name)} ({GROUP_NAMES[tasks[name].group]})" for name in order},
     )
     for at, name in enumerate(order):
         axes.plot(
@@ -254,6 +254,11 @@ def _legend(axes: Axes, *, always: bool = False) -> None:
         )
         if legend.get_window_extent(figure.canvas.get_renderer()).width <= figure.bbox.width:
             return
+
+
+def _short(name: str) -> str:
+    """A name that leaves room for the plot beside it; the table has it in full."""
+    return name if len(name) <= 32 else f"{name[:20]}…{name[-11:]}"
 
 
 def _png(figure: Figure) -> bytes:
