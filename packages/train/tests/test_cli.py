@@ -176,3 +176,21 @@ def test_sigterm_saves_the_state_and_says_so_by_the_exit_status(recipe, tmp_path
     stopped = int(re.search(r"stopped after batch (\d+); run the same command", output).group(1))
     assert [p.name for p in (out / "checkpoints").iterdir()] == [f"ba{stopped}.pt"]
     assert [line["batch"] for line in read_metrics(out / "metrics.jsonl")][-1] == stopped
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_quickstart_stopped_outside_training_says_how_to_go_on(tmp_path, number):
+    """Composer exits at signals without a word as soon as it has been imported."""
+    code = (
+        "import os, sys, time, composer\n"
+        "from flan_moe.train import cli, quickstart\n"
+        "def run(self):\n"
+        f"    os.kill(os.getpid(), {int(number)})\n"
+        "    time.sleep(60)\n"
+        "quickstart.Quickstart.run = run\n"
+        "sys.exit(cli.main(['quickstart', '--out', sys.argv[1]]))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "out")]
+    stopped = subprocess.run(command, capture_output=True, text=True)
+    assert stopped.returncode == 128 + number
+    assert "interrupted; run the same command to continue" in stopped.stderr

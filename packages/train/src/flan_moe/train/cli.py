@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,9 +54,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"flan-moe-train: {error}; run the same command to continue", file=sys.stderr)
         return INTERRUPTED
     except KeyboardInterrupt:  # outside training, where nothing waits to be saved
-        print("flan-moe-train: interrupted; run the same command to continue", file=sys.stderr)
-        return 130
+        return _interrupted(signal.SIGINT)
+    except SystemExit as exit_:  # so Composer turns both signals, once it has been imported
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if exit_.code == 128 + number:
+                return _interrupted(number)
+        raise
     return 0
+
+
+def _interrupted(number: signal.Signals) -> int:
+    print("flan-moe-train: interrupted; run the same command to continue", file=sys.stderr)
+    return 128 + number
 
 
 def wait_passively() -> None:
