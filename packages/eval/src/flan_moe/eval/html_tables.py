@@ -21,7 +21,8 @@ _INTERVALS = (
     "“tasks” is the 95 % interval for other tasks of the same kind, which is what a "
     "claim about unseen tasks needs. “norm.” is 100 (score − chance) / (100 "
     "− chance), taken per task, so that guessing is 0. “unreadable” is the share "
-    "of outputs that hold no answer in the form asked for."
+    "of outputs that hold no answer in the form asked for. No task of the kind of a “held-out” "
+    "one was trained on; of the kind of a “held-out sibling” others were."
 )
 
 
