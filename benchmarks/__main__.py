@@ -11,9 +11,13 @@ def main() -> int:
     """Dispatch to ``benchmarks/NAME.py``; returns the exit status."""
     scripts = {p.stem: p for p in sorted(HERE.glob("*.py")) if not p.stem.startswith("_")}
     scripts.pop("measure", None)  # the shared measuring code, not a benchmark
-    if len(sys.argv) < 2 or sys.argv[1] not in scripts:
-        asked = f"no benchmark named {sys.argv[1]!r}; " if len(sys.argv) > 1 else ""
-        print(f"{asked}benchmarks: {', '.join(scripts)}", file=sys.stderr)
+    if len(sys.argv) < 2:
+        print(f"benchmarks: {', '.join(scripts)}")
+        return 0
+    if sys.argv[1] not in scripts:
+        print(
+            f"no benchmark named {sys.argv[1]!r}; benchmarks: {', '.join(scripts)}", file=sys.stderr
+        )
         return 2
     name = sys.argv[1]
     sys.argv = [str(scripts[name]), *sys.argv[2:]]

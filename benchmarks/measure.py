@@ -53,7 +53,7 @@ def write_json(
     rows: Sequence[Mapping[str, object]],
     ratios: Mapping[str, float],
 ) -> None:
-    """Write the result in the format of benchmarks/results, with commit, machine and versions."""
+    """Write the result as JSON, with commit, machine and versions."""
     git = ["git", "-C", str(Path(__file__).parent)]
     commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
     dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)

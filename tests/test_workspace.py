@@ -89,3 +89,13 @@ def test_console_scripts_answer_help_with_examples(script):
     )
     assert "example" in run.stdout.lower()
     assert f"{script} " in run.stdout.lower().split("example", 1)[1]
+
+
+def test_benchmarks_are_listed_and_unknown_ones_refused():
+    command = [sys.executable, str(ROOT / "benchmarks")]
+    listed = subprocess.run(command, capture_output=True, text=True)
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert "experts" in listed.stdout
+    refused = subprocess.run([*command, "speed"], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "'speed'" in refused.stderr

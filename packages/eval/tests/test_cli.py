@@ -1,5 +1,6 @@
 """The command line: its own examples run as printed, and mistakes are told in one message."""
 
+import os
 import re
 import shlex
 import shutil
@@ -45,6 +46,15 @@ def test_every_command_shows_an_example_of_itself(command, capsys):
     assert example.startswith(command)
     listed = [shlex.split(text) for text in commands(EXAMPLES)]
     assert shlex.split(example) in listed
+
+
+@pytest.mark.parametrize(("given", "policy"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_openmp_waits_passively_unless_told_otherwise(monkeypatch, given, policy):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    assert main(["show", "absent"]) == 2
+    assert os.environ["OMP_WAIT_POLICY"] == policy
 
 
 def test_show_prints_the_prompt_as_the_model_reads_it(workplace, capsys):

@@ -1,14 +1,26 @@
 """The report is complete, self-contained and safe to open."""
 
+import dataclasses
+import itertools
 import json
 import math
 import re
 import struct
+import unicodedata
 from html.parser import HTMLParser
 
 import pytest
 
-from flan_moe.eval import Heatmap, Point, Series, evaluate, load_run, load_suite, write_report
+from flan_moe.eval import (
+    Heatmap,
+    Point,
+    Series,
+    evaluate,
+    load_run,
+    load_suite,
+    plots,
+    write_report,
+)
 from flan_moe.eval.console import results_text
 
 ATTACK = "<script>alert('x')</script> & $title ${body} \"quoted\" __proto__"
@@ -78,7 +90,7 @@ class Elements(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.attributes += attrs
-        if tag not in ("meta", "img", "br", "link", "hr"):
+        if tag not in ("meta", "img", "br", "link", "hr", "wbr"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -121,6 +133,18 @@ def test_what_models_write_is_shown_and_not_executed(runs, tmp_path):
     assert f"asked {ATTACK}" in text
 
 
+def test_control_characters_are_shown_and_not_written(suite_dir, fake_model, tmp_path):
+    """An untrained model writes them; a page with a NUL or an escape is no longer text."""
+    noise = "".join(map(chr, [*range(0x20), *range(0x7F, 0xA0)])).replace("\n", "")
+    model = fake_model(answer=lambda prompt: f"a{noise}b\nsecond line", fingerprint="noise")
+    evaluate(model, load_suite(suite_dir), out_dir=tmp_path / "noise")
+    page = write_report(tmp_path / "report", runs=[load_run(tmp_path / "noise")])
+    text = page.read_bytes().decode("utf-8")
+    assert not {c for c in text if unicodedata.category(c) == "Cc"} - {"\t", "\n"}
+    assert "a\u2400\u2401" in text
+    assert "second line" in text
+
+
 def test_the_page_needs_no_other_file(runs, tmp_path):
     index = write_report(tmp_path / "report", runs=runs, **EXTRAS)
     found = Elements(index.read_text("utf-8"))
@@ -152,6 +176,44 @@ def test_every_figure_is_also_a_png(runs, tmp_path):
     assert index.read_text().count("<img") == len(figures)
 
 
+def is_inside(figure):
+    """Whether all that is drawn is within the figure's edges."""
+    figure.draw_without_rendering()
+    box = figure.get_tightbbox()
+    width, height = figure.get_size_inches()
+    return min(box.x0, box.y0) >= 0 and box.x1 <= width and box.y1 <= height
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that plots hand over to be written."""
+    figures = []
+    monkeypatch.setattr(plots, "_png", lambda figure: figures.append(figure) or b"")
+    return figures
+
+
+def test_legends_and_labels_are_inside_their_figures(drawn):
+    names = [f"{model}, {mixture}" for model in ("sparse", "dense") for mixture in "abcd"]
+    plots.plot_series([Series(name=f"{n} mixture", x=[1, 2], y=[2, 1]) for n in names])
+    plots.plot_heatmap(EXTRAS["heatmaps"][0])
+    plots.plot_points([Point(label=f"{n} model", x=1.0, y=1.0) for n in names])
+    assert all(map(is_inside, drawn))
+
+
+def test_equal_compute_looks_equal_and_its_ticks_do_not_touch(drawn):
+    """Twins differ by a thousandth; an axis that they filled would show a gulf."""
+    plots.plot_points([Point(label=str(x), x=x, y=40.0) for x in (0.00090915, 0.00091085)])
+    plots.plot_points([Point(label=str(x), x=x, y=40.0) for x in (0.5, 2.0)])
+    for figure, least, most in zip(drawn, (0, 0.6), (0.05, 0.8), strict=True):
+        figure.draw_without_rendering()
+        axes = figure.axes[0]
+        low, high = axes.get_xlim()
+        marks = [container[0].get_xdata()[0] for container in axes.containers]
+        assert least <= (max(marks) - min(marks)) / (high - low) <= most
+        ticks = [t.get_window_extent() for t in axes.get_xticklabels()]
+        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(ticks))
+
+
 def test_the_same_runs_give_the_same_report(runs, tmp_path):
     first = write_report(tmp_path / "one", runs=runs, **EXTRAS)
     second = write_report(tmp_path / "two", runs=runs, **EXTRAS)
@@ -168,6 +230,33 @@ def test_samples_are_the_first_ones_with_their_verdicts(runs, tmp_path):
     assert "-3.125  red" in text  # options with their log-probabilities, best first
     without = write_report(tmp_path / "none", runs=runs, samples_per_task=0).read_text("utf-8")
     assert "sums-1" not in without
+
+
+def test_a_group_says_how_many_of_its_shots_it_lost(suite_dir, fake_model, tmp_path):
+    """Few-shot means are read as such; with prompts too long for exemplars they are zero-shot."""
+    model = fake_model(fingerprint="short")
+    model.count_tokens = lambda text: len(text.split())
+    model.excess_tokens = lambda request: len(request.prompt.split()) - 1
+    suite = load_suite(suite_dir).select(("sums",))
+    evaluate(model, suite, shots=[0, 2], modes=["direct"], out_dir=tmp_path / "short")
+    page = write_report(tmp_path / "report", runs=[load_run(tmp_path / "short")])
+    means = "".join(Elements(page.read_text("utf-8")).text).split("Tasks\n", 1)[0]
+    questions = len(suite.tasks[0].items)
+    assert means.count(f"{questions} of {questions} prompts cut") == 2
+    assert means.count(f"{2 * questions} of {2 * questions} exemplars dropped") == 1
+
+
+def test_long_task_names_leave_room_for_their_bars(drawn, runs):
+    before, after = runs
+    tasks = [
+        dataclasses.replace(score, task=f"task{at}_{'of_many_words_' * 8}")
+        for at, score in enumerate(before.results.tasks)
+    ]
+    long = dataclasses.replace(before, results=dataclasses.replace(before.results, tasks=tasks))
+    plots.plot_tasks([long, after], shots=0, mode="direct")
+    (figure,) = drawn
+    assert is_inside(figure)
+    assert figure.axes[0].get_position().width > 0.5
 
 
 def test_a_report_of_curves_alone(tmp_path):

@@ -1,4 +1,5 @@
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -41,6 +42,15 @@ def test_the_examples_of_help_work_as_printed(example, model_dir, capsys):
     assert command[0] == "flan-moe-model"
     assert main(command[1:]) == 0
     assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize(("given", "policy"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_openmp_waits_passively_unless_told_otherwise(monkeypatch, given, policy):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    assert main(["info", "absent"]) == 2
+    assert os.environ["OMP_WAIT_POLICY"] == policy
 
 
 def test_info_prints_counts_and_costs(capsys):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,10 +11,13 @@ import time
 import pytest
 from conftest import RECIPE
 
+from flan_moe.data.cli import _parser as data_parser
 from flan_moe.train.callbacks.metrics_log import read_metrics
-from flan_moe.train.cli import main
+from flan_moe.train.cli import EXAMPLES, main
+from flan_moe.train.cli import _parser as train_parser
 from flan_moe.train.export import model_weights
 from flan_moe.train.interruption import INTERRUPTED
+from flan_moe.train.recipe import load_recipe
 
 
 @pytest.fixture
@@ -33,7 +37,18 @@ def test_help_needs_neither_torch_nor_composer():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout
     assert output.endswith("[]\n")
-    assert "examples:" in output
+    assert "examples (" in output
+
+
+def test_the_examples_of_help_are_accepted_as_printed():
+    """Parsed, and every recipe resolved with its overrides; nothing is trained here."""
+    parsers = {"flan-moe-data": data_parser(), "flan-moe-train": train_parser()}
+    examples = [shlex.split(x, comments=True) for x in EXAMPLES.splitlines() if x.startswith("  ")]
+    assert len(examples) == 5
+    for program, *arguments in examples:
+        options = parsers[program].parse_args(arguments)
+        if hasattr(options, "recipe"):
+            load_recipe(options.recipe, options.overrides)
 
 
 @pytest.mark.parametrize(("given", "policy"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
@@ -161,3 +176,21 @@ def test_sigterm_saves_the_state_and_says_so_by_the_exit_status(recipe, tmp_path
     stopped = int(re.search(r"stopped after batch (\d+); run the same command", output).group(1))
     assert [p.name for p in (out / "checkpoints").iterdir()] == [f"ba{stopped}.pt"]
     assert [line["batch"] for line in read_metrics(out / "metrics.jsonl")][-1] == stopped
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_quickstart_stopped_outside_training_says_how_to_go_on(tmp_path, number):
+    """Composer exits at signals without a word as soon as it has been imported."""
+    code = (
+        "import os, sys, time, composer\n"
+        "from flan_moe.train import cli, quickstart\n"
+        "def run(self):\n"
+        f"    os.kill(os.getpid(), {int(number)})\n"
+        "    time.sleep(60)\n"
+        "quickstart.Quickstart.run = run\n"
+        "sys.exit(cli.main(['quickstart', '--out', sys.argv[1]]))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "out")]
+    stopped = subprocess.run(command, capture_output=True, text=True)
+    assert stopped.returncode == 128 + number
+    assert "interrupted; run the same command to continue" in stopped.stderr

@@ -75,15 +75,15 @@ def test_the_notes_say_what_the_files_say(done):
 
 
 def test_the_twins_differ_in_parameters_and_agree_in_compute_and_data(done):
-    from flan_moe.train.quickstart_report import gflops_per_token
+    from flan_moe.train.quickstart_report import mflops_per_token
 
     out, _, _ = done
     quickstart = Quickstart(out, SETTINGS)
-    sparse, dense = (gflops_per_token(quickstart, label) for label in MODELS)
+    sparse, dense = (mflops_per_token(quickstart, label) for label in MODELS)
     assert sparse == pytest.approx(dense, rel=0.02)
     plan = check_recipe(quickstart.recipe("sparse"))
     rows = plan.data.row_lengths(plan.loaded.recipe)
-    assert sparse == rows.flops_per_token(plan.config).mean / 1e9
+    assert sparse == rows.flops_per_token(plan.config).mean / 1e6
     seen = [json.loads((out / "runs" / m / "finished.json").read_text()) for m in MODELS]
     assert seen[0]["tokens"] == seen[1]["tokens"]
 

@@ -24,6 +24,8 @@ INK = "#22272e"
 GRID = "#e4e7eb"
 DPI = 150
 CHANCE = "chance"
+LEAST_SPREAD = 0.1
+"""Width of a scatter plot's x axis at least, as a share of its largest value."""
 
 
 def run_color(position: int) -> str:
@@ -67,7 +69,7 @@ def plot_tasks(runs: Sequence[Run], *, shots: int, mode: Mode) -> bytes:
     figure, axes = _bars(
         runs,
         [{name: _Bar(s.score, s.interval) for name, s in by_name.items()} for by_name in scores],
-        {name: f"{name} ({GROUP_NAMES[tasks[name].group]})" for name in order},
+        {name: f"{_short(name)} ({GROUP_NAMES[tasks[name].group]})" for name in order},
     )
     for at, name in enumerate(order):
         axes.plot(
@@ -135,7 +137,7 @@ def plot_heatmap(heatmap: Heatmap) -> bytes:
     """A matrix with its values written in, where there is room for them."""
     rows, columns = len(heatmap.row_labels), len(heatmap.column_labels)
     figure, axes = _figure(
-        width=min(13.0, 2.6 + 0.55 * columns), height=min(12.0, 1.2 + 0.42 * rows)
+        width=min(13.0, 2.6 + 0.55 * columns), height=min(12.0, 1.9 + 0.42 * rows)
     )
     image = axes.imshow(heatmap.values, cmap="viridis", aspect="auto", vmin=0)
     axes.set_xticks(range(columns), heatmap.column_labels)
@@ -154,7 +156,8 @@ def plot_heatmap(heatmap: Heatmap) -> bytes:
                     fontsize=7.5,
                     color="white" if value < middle else "black",
                 )
-    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
+    # Below, because its name is wider than a map of few rows is high.
+    bar = figure.colorbar(image, ax=axes, location="bottom", shrink=0.6, aspect=50)
     bar.set_label(heatmap.value_label)
     bar.outline.set_visible(False)
     return _png(figure)
@@ -164,10 +167,14 @@ def plot_points(points: Sequence[Point]) -> bytes:
     """A scatter plot of one group.
 
     Marks at nearly the same x are drawn side by side: models compared at equal compute would
-    otherwise hide each other.
+    otherwise hide each other. The x axis spans a tenth of its largest value at least, so that
+    nearly equal compute looks like it.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = _figure(width=6.4, height=3.8)
-    spread = max(p.x for p in points) - min(p.x for p in points)
+    least, most = min(p.x for p in points), max(p.x for p in points)
+    spread = max(most - least, LEAST_SPREAD * max(abs(least), abs(most)))
     for position, point in enumerate(points):
         neighbours = [
             at for at, other in enumerate(points) if abs(other.x - point.x) <= 0.02 * spread
@@ -189,6 +196,10 @@ def plot_points(points: Sequence[Point]) -> bytes:
         # The shifted marks do not count for the axis limits, so the points themselves must.
         low, high = point.y_error or (0.0, 0.0)
         axes.update_datalim([(point.x, point.y - low), (point.x, point.y + high)])
+    middle = (least + most) / 2
+    for x in (middle - spread / 2, middle + spread / 2):
+        axes.update_datalim([(x, points[0].y)])
+    axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.margins(x=0.2, y=0.12)
     axes.autoscale_view()
     axes.set_xlabel(points[0].x_label)
@@ -221,21 +232,33 @@ def _figure(*, width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _legend(axes: Axes, *, always: bool = False) -> None:
-    """A legend above the axes, chance last; none for a single entry unless ``always``."""
+    """A legend above the plot, chance last; none for a single entry unless ``always``.
+
+    It has as few rows as the width of the figure allows.
+    """
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) < 2 and not always:
         return
+    figure = axes.figure
     order = sorted(range(len(labels)), key=lambda at: labels[at] == CHANCE)
-    axes.legend(
-        [handles[at] for at in order],
-        [labels[at] for at in order],
-        frameon=False,
-        fontsize=9,
-        loc="lower left",
-        bbox_to_anchor=(0.0, 1.0),
-        ncols=min(len(labels), 3 if max(map(len, labels)) > 16 else 5),
-        borderaxespad=0.2,
-    )
+    for rows in range(1, len(labels) + 1):
+        for earlier in list(figure.legends):
+            earlier.remove()
+        legend = figure.legend(
+            [handles[at] for at in order],
+            [labels[at] for at in order],
+            frameon=False,
+            fontsize=9,
+            loc="outside upper left",
+            ncols=-(-len(labels) // rows),
+        )
+        if legend.get_window_extent(figure.canvas.get_renderer()).width <= figure.bbox.width:
+            return
+
+
+def _short(name: str) -> str:
+    """A name that leaves room for the plot beside it; the table has it in full."""
+    return name if len(name) <= 32 else f"{name[:20]}…{name[-11:]}"
 
 
 def _png(figure: Figure) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,9 @@ examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``flan-moe-model``; returns the exit status, 2 for input that does not fit."""
     options = _parser().parse_args(arguments)
+    # OpenMP's threads spin while they wait, by default: on cores that other programs use too, that
+    # takes the time of the thread they wait for. It must be set before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return options.run(options)
     except (OSError, ValueError) as error:

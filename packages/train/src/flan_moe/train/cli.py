@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +16,12 @@ from flan_moe.train.interruption import (
 )
 
 EXAMPLES = """\
-examples:
-  flan-moe-data mini --out mini-flan                       build the data that ships with flan-moe
-  flan-moe-train check mini_sparse data.path=mini-flan     is the recipe possible?
-  flan-moe-train run mini_sparse data.path=mini-flan training.duration=20ba --out runs/first
-  flan-moe-train export runs/first models/first            for AutoModelForSeq2SeqLM
-  flan-moe-train quickstart --out quickstart-report        all of it, and a report
+examples (they work as printed, one after the other; training takes minutes on two cores):
+  flan-moe-data mini --out mini-flan                     # the data that ship with flan-moe
+  flan-moe-train check mini_sparse data.path=mini-flan   # is the recipe possible?
+  flan-moe-train run mini_sparse data.path=mini-flan --out runs/first
+  flan-moe-train export runs/first models/first          # for AutoModelForSeq2SeqLM
+  flan-moe-train quickstart --out quickstart-report      # all of it, and a report
 
 exit status: 0 done; 1 failed; 2 refused (recipe, arguments, files); 75 stopped by SIGTERM or
 SIGINT with the state saved: the same command continues.
@@ -53,9 +54,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"flan-moe-train: {error}; run the same command to continue", file=sys.stderr)
         return INTERRUPTED
     except KeyboardInterrupt:  # outside training, where nothing waits to be saved
-        print("flan-moe-train: interrupted; run the same command to continue", file=sys.stderr)
-        return 130
+        return _interrupted(signal.SIGINT)
+    except SystemExit as exit_:  # so Composer turns both signals, once it has been imported
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if exit_.code == 128 + number:
+                return _interrupted(number)
+        raise
     return 0
+
+
+def _interrupted(number: signal.Signals) -> int:
+    print("flan-moe-train: interrupted; run the same command to continue", file=sys.stderr)
+    return 128 + number
 
 
 def wait_passively() -> None:

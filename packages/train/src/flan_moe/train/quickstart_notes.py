@@ -10,8 +10,8 @@ from flan_moe.train.quickstart_report import (
     GROUPS,
     STATES,
     configuration,
-    gflops_per_token,
     group_score,
+    mflops_per_token,
 )
 from flan_moe.train.run_folder import RunFolder
 
@@ -49,7 +49,7 @@ def _models(quickstart: Quickstart) -> str:
         sentences.append(
             f"The {label} model has {count.total / 1e6:.2f} million parameters{experts}; "
             f"{count.active / 1e6:.2f} million of them work on a token (embeddings left out), at "
-            f"{gflops_per_token(quickstart, label):.5f} GFLOPs."
+            f"{mflops_per_token(quickstart, label):.2f} MFLOPs."
         )
     return " ".join(sentences)
 
@@ -86,7 +86,8 @@ def _gains(runs: dict[tuple[str, str], Run]) -> list[str]:
                 )
         if parts:
             paragraphs.append(
-                f"Tuning took the {label} model's zero-shot score {', and '.join(parts)}."
+                f"Tuning took the {label} model's zero-shot score {', and '.join(parts)} "
+                "(in brackets the 95 % interval of the change)."
             )
     return paragraphs
 
@@ -110,12 +111,14 @@ def _comparisons(runs: dict[tuple[str, str], Run]) -> list[str]:
         "down": "The sparse model is behind its dense twin",
         "open": "This run does not tell sparse and dense apart",
     }
-    paragraphs = [f"{headings[d]} on {'; '.join(where)}." for d, where in found.items() if where]
+    # One comparison a line: eight of them in a sentence are not read.
+    paragraphs = ["\n".join([f"{headings[d]} on:", *where]) for d, where in found.items() if where]
     total = sum(map(len, found.values()))
     if total > 1:
         paragraphs.append(
-            f"Each of these {total} comparisons is judged on its own at 95 %; among many, one may "
-            "stand out by chance."
+            "Points are sparse minus dense on the same questions, in brackets the 95 % interval. "
+            f"Each of these {total} comparisons is judged on its own; among many, one may stand "
+            "out by chance."
         )
     return paragraphs
 
@@ -135,8 +138,8 @@ def _caveats(quickstart: Quickstart, runs: dict[tuple[str, str], Run]) -> str:
 
 def _times(quickstart: Quickstart) -> str:
     times = quickstart.seconds()
-    parts = ", ".join(f"{name} {clock(seconds)}" for name, seconds in times.items())
-    return f"Time per stage (minutes:seconds): {parts}; {clock(sum(times.values()))} together."
+    parts = "; ".join(f"{name}: {clock(seconds)}" for name, seconds in times.items())
+    return f"Time per stage (minutes:seconds): {parts}. Together: {clock(sum(times.values()))}."
 
 
 def percent(score: GroupScore) -> str:

@@ -58,13 +58,13 @@ def configuration(quickstart: Quickstart, label: str) -> Any:
     return FlanMoEConfig.from_pretrained(RunFolder(quickstart.run_folder(label)).model_folder)
 
 
-def gflops_per_token(quickstart: Quickstart, label: str) -> float:
-    """Forward GFLOPs per token at the run's row lengths, mean of the two stacks."""
+def mflops_per_token(quickstart: Quickstart, label: str) -> float:
+    """Forward MFLOPs per token at the run's row lengths, mean of the two stacks."""
     from flan_moe.data import read_manifest
     from flan_moe.train.row_lengths import RowLengths
 
     rows = RowLengths.of(quickstart.recipe(label).recipe.data, read_manifest(quickstart.data))
-    return rows.flops_per_token(configuration(quickstart, label)).mean / 1e9
+    return rows.flops_per_token(configuration(quickstart, label)).mean / 1e6
 
 
 def group_score(run: Run, setting: GroupScore | GroupComparison) -> GroupScore:
@@ -147,7 +147,8 @@ def _compute_against_score(quickstart: Quickstart, runs: dict[tuple[str, str], R
             points.append(
                 Point(
                     label=f"{label}, {state}",
-                    x=gflops_per_token(quickstart, label),
+                    x=mflops_per_token(quickstart, label),
+                    x_label="forward MFLOPs per token",
                     y=100 * score.score,
                     y_error=(
                         100 * max(0.0, score.score - interval.low),
