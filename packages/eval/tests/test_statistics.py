@@ -184,3 +184,12 @@ def test_paired_difference_is_antisymmetric(pairs):
 def test_sign_test_closed_forms(wins, losses, p):
     assert sign_test(wins, losses) == pytest.approx(p)
     assert 0 < sign_test(3000, 2000) < 1e-40
+
+
+def test_tasks_that_happen_to_agree_do_not_look_certain():
+    """Student's interval of equal means has no width; other tasks still have other questions."""
+    score = macro_mean([0.0, 0.0], [wilson_interval(0.0, 25), wilson_interval(0.0, 25)])
+    assert score.over_tasks == score.over_items
+    assert score.over_tasks.high > 0.05
+    spread = macro_mean([0.2, 0.8], [wilson_interval(0.2, 25), wilson_interval(0.8, 25)])
+    assert spread.over_tasks.high > spread.over_items.high

@@ -74,7 +74,8 @@ class MacroMean:
         mean: Mean of the task means.
         over_items: Interval for other questions of these tasks.
         over_tasks: Interval for other tasks of this kind (Student t on the task means, one cluster
-            per task); None for a single task, which says nothing about others.
+            per task), never narrower than the one over items; None for a single task, which says
+            nothing about others.
     """
 
     mean: float
@@ -109,7 +110,8 @@ def macro_mean(
     over_tasks = None
     if k > 1:
         half = student_t_quantile(0.5 + confidence / 2, k - 1) * standard_error(means)
-        over_tasks = Interval(mean - half, mean + half)
+        # Other tasks have other questions too: tasks that happen to agree must not look certain.
+        over_tasks = Interval(mean - max(half, below), mean + max(half, above))
     return MacroMean(mean, Interval(mean - below, mean + above), over_tasks)
 
 
