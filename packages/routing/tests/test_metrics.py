@@ -6,9 +6,9 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from host_reads import HostReads
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from flan_moe.routing import RouterConfig, build_router, build_routing
 from flan_moe.routing.metrics import (
@@ -425,20 +425,6 @@ def test_few_tokens_and_few_experts_give_finite_float32(num_tokens, num_experts)
         assert value.dtype == torch.float32, name
         assert value.isfinite().all(), name
         assert num_tokens or not value.any(), name
-
-
-class HostReads(TorchDispatchMode):
-    """Collects operators that make the host wait for a device."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        waits = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
-        if waits & set(func.tags):
-            self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
 
 
 def test_nothing_waits_for_the_device():

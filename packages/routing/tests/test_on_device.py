@@ -2,25 +2,11 @@
 
 import pytest
 import torch
+from host_reads import HostReads
 from small_routers import D_MODEL, dense_weights, make_router, route
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import flan_moe.routing.router as router_module
 from flan_moe.routing import ROUTER_NAMES, build_routing
-
-
-class HostReads(TorchDispatchMode):
-    """Records the operations whose result or shape the host must read off the data."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        waits = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
-        if waits & set(func.tags):
-            self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("name", ROUTER_NAMES)
