@@ -1,4 +1,4 @@
-"""With Switch routing and no drops, logits equal transformers' SwitchTransformers."""
+"""With Switch routing, logits and losses equal transformers' SwitchTransformers, with drops too."""
 
 import pytest
 import torch
@@ -14,8 +14,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
-def pair(with_weights_of):
+def make_pair(with_weights_of, expert_capacity=64, **capacity):
+    """Their model and ours with its weights; at 64 no expert of these short rows is ever full."""
     sizes = {"vocab_size": 61, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4}
     torch.manual_seed(0)
     theirs = SwitchTransformersForConditionalGeneration(
@@ -26,7 +26,8 @@ def pair(with_weights_of):
             num_sparse_encoder_layers=2,
             num_sparse_decoder_layers=2,
             num_experts=4,
-            expert_capacity=64,  # per row and expert; rows have at most 11 tokens
+            expert_capacity=expert_capacity,  # per row and expert
+            dropout_rate=0.0,
             router_jitter_noise=0.0,
             decoder_start_token_id=0,
         )
@@ -34,16 +35,22 @@ def pair(with_weights_of):
     for module in theirs.modules():
         if type(module).__name__ == "SwitchTransformersTop1Router":
             torch.nn.init.normal_(module.classifier.weight, std=0.3)  # use all experts
-    router = {"name": "switch", "num_experts": 4}
+    router = {"name": "switch", "num_experts": 4, **capacity}
     config = FlanMoEConfig(
         **sizes,
         num_layers=4,
         activation="relu",
         tie_word_embeddings=True,
+        dropout_rate=0.0,
         encoder_router=router,
         decoder_router=router,
     )
     return theirs, with_weights_of(config, theirs)
+
+
+@pytest.fixture
+def pair(with_weights_of):
+    return make_pair(with_weights_of)
 
 
 def test_logits_and_cross_entropy_equal_switch(pair, batch):
@@ -57,6 +64,29 @@ def test_logits_and_cross_entropy_equal_switch(pair, batch):
     torch.testing.assert_close(mine.cross_entropy, expected, atol=1e-5, rtol=1e-5)
     used = {int((routing.stats["expert_load_E"] > 0).sum()) for _, routing in mine.routings}
     assert max(used) >= 3
+
+
+def test_logits_and_losses_equal_switch_where_tokens_are_dropped(with_weights_of):
+    """One row without padding: theirs counts capacity per row, and routes padding too."""
+    full = {"capacity_factor": 1e-6, "min_capacity": 2}
+    switch, ours = make_pair(with_weights_of, expert_capacity=2, **full)
+    row = {"input_ids": torch.randint(2, 61, (1, 14)), "labels": torch.randint(2, 61, (1, 12))}
+    with torch.no_grad():
+        theirs = switch.train()(**row, output_router_logits=True)
+        mine = ours.train()(**row)
+    dropped = [float(routing.stats["dropped_fraction"]) for _, routing in mine.routings]
+    assert len(dropped) == 4
+    assert min(dropped) > 0
+    torch.testing.assert_close(mine.logits, theirs.logits, atol=1e-5, rtol=1e-5)
+    for stack in ("encoder", "decoder"):
+        losses = [r.losses["z"] for name, r in mine.routings if name.startswith(stack)]
+        z = getattr(theirs, f"{stack}_z_loss")
+        torch.testing.assert_close(torch.stack(losses).mean(), z, atol=1e-5, rtol=1e-5)
+    auxiliary = switch.config.router_z_loss_coef * (theirs.encoder_z_loss + theirs.decoder_z_loss)
+    auxiliary += switch.config.router_aux_loss_coef * (
+        theirs.encoder_aux_loss + theirs.decoder_aux_loss
+    )
+    torch.testing.assert_close(mine.cross_entropy + auxiliary, theirs.loss, atol=1e-5, rtol=1e-5)
 
 
 def test_beam_search_equals_switch(pair, batch):
