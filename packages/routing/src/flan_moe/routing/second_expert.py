@@ -24,7 +24,8 @@ def sampled_second(scores_TE: Tensor, logits_TE: Tensor) -> Tensor:
     """
     first_T1 = scores_TE.argmax(dim=-1, keepdim=True)
     gumbel_TE = -torch.empty_like(logits_TE).exponential_().log()
-    others_TE = (logits_TE + gumbel_TE).scatter(-1, first_T1, -torch.inf)
+    others_TE = (logits_TE + gumbel_TE).clamp(min=torch.finfo(logits_TE.dtype).min)
+    others_TE = others_TE.scatter(-1, first_T1, -torch.inf)  # it alone, whatever the logits are
     return torch.cat([first_T1, others_TE.argmax(dim=-1, keepdim=True)], dim=-1)
 
 

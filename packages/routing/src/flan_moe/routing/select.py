@@ -27,6 +27,10 @@ def preferred_experts(scores_TE: Tensor, k: int) -> Tensor:
     """
     if k > _ARGMAX_UP_TO:
         return torch.sort(scores_TE, dim=-1, descending=True, stable=True).indices[:, :k]
+    if k > 1:
+        # Only a chosen expert is at minus infinity below: one that was there before, such as one
+        # that a subclass rules out, would tie with it, and be chosen twice.
+        scores_TE = scores_TE.clamp(min=torch.finfo(scores_TE.dtype).min)
     choices = [scores_TE.argmax(dim=-1, keepdim=True)]  # documented to return the first maximum
     while len(choices) < k:
         scores_TE = scores_TE.scatter(-1, choices[-1], -torch.inf)
