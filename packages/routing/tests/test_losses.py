@@ -34,6 +34,22 @@ def test_the_two_normalisations_differ_by_k():
     assert k == pytest.approx(2 * one)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"normalisation": "switch"}, "normalisation='switch': expected 'one' or 'k'"),
+        ({"expert_TK": torch.zeros(5, 2).long()}, r"expert_TK has shape \(5, 2\); expected \(12, "),
+        ({"expert_TK": torch.zeros(12, 0).long()}, r"expert_TK has shape \(12, 0\); .* at least"),
+        ({"expert_TK": torch.zeros(12).long()}, r"expert_TK has shape \(12,\)"),
+    ],
+)
+def test_a_balance_loss_of_something_else_is_refused(change, message):
+    _, probs_TE, expert_TK = some_tokens()
+    arguments = {"probs_TE": probs_TE, "expert_TK": expert_TK, "normalisation": "one"}
+    with pytest.raises(ValueError, match=message):
+        balance_loss(**(arguments | change))
+
+
 def test_first_choices_only():
     _, probs_TE, expert_TK = some_tokens()
     first = float(balance_loss(probs_TE, expert_TK[:, :1], normalisation="one"))

@@ -57,6 +57,7 @@ def test_forced_experts_have_the_weights_of_the_live_logits():
     [
         ({"sequence_T": torch.zeros(4)}, r"sequence_T has shape \(4,\); expected \(5,\)"),
         ({"forced_experts": torch.zeros(5)}, r"forced_experts has shape \(5,\)"),
+        ({"forced_experts": torch.zeros(5, 0).long()}, r"has shape \(5, 0\); .* at least one"),
         ({"forced_experts": torch.zeros(5, 1)}, "forced_experts is torch.float32"),
         ({"forced_experts": torch.full((5, 1), 4)}, "names expert 4; there are 4"),
         ({"forced_experts": torch.tensor([[0, 1]] * 4 + [[2, 2]])}, "twice for token 4"),

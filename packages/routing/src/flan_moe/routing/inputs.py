@@ -70,10 +70,10 @@ def _check_integers(name: str, ids_T: Tensor, limit: int, what: str) -> None:
 
 
 def _check_forced(forced_TK: Tensor, num_tokens: int, num_experts: int) -> None:
-    if forced_TK.ndim != 2 or forced_TK.shape[0] != num_tokens:
+    if forced_TK.ndim != 2 or forced_TK.shape[0] != num_tokens or forced_TK.shape[1] == 0:
         raise ValueError(
             f"forced_experts has shape {tuple(forced_TK.shape)}; expected "
-            f"({num_tokens}, experts per token)"
+            f"({num_tokens}, experts per token), at least one"
         )
     if forced_TK.is_floating_point() or forced_TK.dtype == torch.bool:
         raise ValueError(f"forced_experts is {forced_TK.dtype}; expected an integer dtype")

@@ -40,7 +40,17 @@ def balance_loss(
 
     Returns:
         scalar in the dtype of the probabilities; 0 for no tokens.
+
+    Raises:
+        ValueError: for another normalisation, or choices of other tokens or of none.
     """
+    if normalisation not in ("one", "k"):
+        raise ValueError(f"normalisation={normalisation!r}: expected 'one' or 'k'")
+    if expert_TK.ndim != 2 or expert_TK.shape[0] != probs_TE.shape[0] or not expert_TK.shape[1]:
+        raise ValueError(
+            f"expert_TK has shape {tuple(expert_TK.shape)}; expected ({probs_TE.shape[0]}, "
+            "choices per token), at least one"
+        )
     num_tokens, num_experts = probs_TE.shape
     per_token = expert_TK.shape[1] if normalisation == "one" else 1
     if sequence_T is not None:
