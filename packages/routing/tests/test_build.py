@@ -30,6 +30,16 @@ def test_group_offsets_leaves_out_entries_without_a_group():
     assert group_offsets(torch.tensor([], dtype=torch.int64), 2).tolist() == [0, 0, 0]
 
 
+def test_an_expert_that_does_not_exist_is_refused_where_it_is_kept():
+    expert_N = torch.tensor([257, 1])  # in one byte, 257 is 1
+    rows = {"token_N": torch.arange(2), "expert_N": expert_N, "weight_N": torch.ones(2)}
+    sizes = {"num_tokens": 2, "num_experts": 4, "losses": {}, "stats": {}}
+    with pytest.raises(RuntimeError, match="index 257 is out of bounds"):
+        build_routing(**rows, **sizes)
+    routing = build_routing(**rows, **sizes, keep_N=torch.tensor([False, True]))
+    assert routing.expert_offsets.tolist() == [0, 0, 1, 1, 1]
+
+
 def random_list(*, tokens, experts, choices, keep, shuffled, seed=0):
     generator = torch.Generator().manual_seed(seed)
     first_T1 = torch.randint(0, experts, (tokens, 1), generator=generator)

@@ -50,6 +50,46 @@ def test_unknown_rules_are_refused():
         fits_capacity(torch.zeros(2, 1), num_experts=2, capacity=1, order="gate")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"factor": float("nan")}, "factor=nan: expected a number that is not negative"),
+        ({"factor": float("inf")}, "factor=inf"),
+        ({"factor": -1.0}, "factor=-1.0"),
+        ({"num_experts": 0}, "num_experts=0: expected at least 1"),
+        ({"multiple": 0}, "multiple=0: expected at least 1"),
+    ],
+)
+def test_capacities_that_mean_nothing_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        expert_capacity(**({"factor": 1.0, "num_tokens": 4, "num_experts": 2} | change))
+
+
+@pytest.mark.parametrize("rounding", ["round", "floor", "ceil", "per_choice_ceil"])
+def test_a_factor_that_overflows_is_room_for_all(rounding):
+    assert expert_capacity(1e308, num_tokens=100, num_experts=4, rounding=rounding) == 100
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"expert_TK": torch.tensor([1, 0])}, r"shape \(2,\); expected integers of shape"),
+        ({"expert_TK": torch.tensor([[1.7], [1.2]])}, "expert_TK is torch.float32"),
+        ({"gate_TK": torch.rand(3, 1)}, r"gate_TK has shape \(3, 1\); expected \(2, 1\)"),
+    ],
+)
+def test_queues_that_are_no_queues_are_refused(change, message):
+    queue = {"expert_TK": torch.tensor([[1], [0]]), "num_experts": 2, "capacity": 1}
+    with pytest.raises(ValueError, match=message):
+        fits_capacity(**(queue | {"order": "priority", "gate_TK": torch.rand(2, 1)} | change))
+
+
+def test_an_expert_that_does_not_exist_is_not_taken_for_another_one():
+    expert_TK = torch.tensor([[257], [1]])  # in one byte, 257 is 1
+    with pytest.raises(RuntimeError, match="index 257 is out of bounds"):
+        fits_capacity(expert_TK, num_experts=4, capacity=1)
+
+
 def test_halves_round_to_even():
     assert expert_capacity(1.0, num_tokens=20, num_experts=8) == 2
     assert expert_capacity(1.0, num_tokens=28, num_experts=8) == 4

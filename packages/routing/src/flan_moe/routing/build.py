@@ -92,11 +92,12 @@ def _index_rows(
     trim: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The assignment of each row, then `Routing`'s four integer fields in their order."""
-    chosen_N, owner_N = expert_N.to(narrowest_dtype(num_experts)), token_N
+    owner_N = token_N
     if keep_N is not None:
-        chosen_N = torch.where(keep_N, chosen_N, num_experts)  # behind every expert
+        expert_N = torch.where(keep_N, expert_N, num_experts)  # behind every expert
         owner_N = torch.where(keep_N, token_N, num_tokens)
-    expert_offsets = group_offsets(chosen_N, num_experts)
+    expert_offsets = group_offsets(expert_N, num_experts)  # before 257 is narrowed to expert 1
+    chosen_N = expert_N.to(narrowest_dtype(num_experts))
     token_offsets = group_offsets(owner_N, num_tokens)
     count, ordered, single = token_N.shape[0], False, False
     if trim:

@@ -37,7 +37,16 @@ def expert_capacity(
             ``"ceil"`` (V-MoE, DeepSpeed, Megatron); ``"per_choice_ceil"``,
             ``choices * floor(factor * ceil(T / E))`` (Tutel, fairseq).
         multiple: round up to a multiple (V-MoE: 4).
+
+    Raises:
+        ValueError: naming the argument, if it is not a number that can be meant.
     """
+    if not 0.0 <= factor < math.inf:
+        raise ValueError(f"factor={factor!r}: expected a number that is not negative, and finite")
+    for name, value in (("num_experts", num_experts), ("multiple", multiple)):
+        if value < 1:
+            raise ValueError(f"{name}={value!r}: expected at least 1")
+    factor = min(factor, float(num_experts))  # room for every token: more would only overflow
     even = factor * num_tokens * choices / num_experts
     match rounding:
         case "round":
@@ -79,10 +88,24 @@ def fits_capacity(
 
     Returns:
         (T, K) bool.
+
+    Raises:
+        ValueError: for another order, or shapes and dtypes that do not fit.
     """
-    num_tokens, k = expert_TK.shape
     if order in ("priority", "gate") and gate_TK is None:
         raise ValueError(f"order={order!r} needs gate_TK")
+    if order not in ("token", "choice", "priority", "gate"):
+        raise ValueError(f"order={order!r}: expected 'token', 'choice', 'priority' or 'gate'")
+    if expert_TK.ndim != 2 or expert_TK.is_floating_point() or expert_TK.dtype == torch.bool:
+        raise ValueError(
+            f"expert_TK is {expert_TK.dtype} of shape {tuple(expert_TK.shape)}; expected integers "
+            "of shape (tokens, choices)"
+        )
+    if gate_TK is not None and gate_TK.shape != expert_TK.shape:
+        raise ValueError(
+            f"gate_TK has shape {tuple(gate_TK.shape)}; expected {tuple(expert_TK.shape)}"
+        )
+    num_tokens, k = expert_TK.shape
     match order:
         case "token":
             return _has_room(expert_TK.reshape(-1), num_experts, capacity).view(num_tokens, k)
@@ -94,12 +117,11 @@ def fits_capacity(
             queue_N = expert_TK.index_select(0, turn_T).T.reshape(-1)
             fits_TK = _has_room(queue_N, num_experts, capacity).view(k, num_tokens).T
             return torch.empty_like(fits_TK).index_copy_(0, turn_T, fits_TK)
-        case "gate":
+        case _:
             turn_N = torch.argsort(gate_TK.reshape(-1), descending=True, stable=True)
             queue_N = expert_TK.reshape(-1).index_select(0, turn_N)
             fits_N = _has_room(queue_N, num_experts, capacity)
             return torch.empty_like(fits_N).index_copy_(0, turn_N, fits_N).view(num_tokens, k)
-    raise ValueError(f"order={order!r}: expected 'token', 'choice', 'priority' or 'gate'")
 
 
 def _has_room(queue_N: Tensor, num_experts: int, capacity: int) -> Tensor:
@@ -108,7 +130,7 @@ def _has_room(queue_N: Tensor, num_experts: int, capacity: int) -> Tensor:
     behind_N = torch.where(queue_N < 0, num_experts, queue_N)  # no assignment: behind them all
     narrow_N = behind_N.to(narrowest_dtype(num_experts))
     order_N = stable_order(narrow_N, num_experts)
-    start_E = group_offsets(narrow_N, num_experts)
+    start_E = group_offsets(behind_N, num_experts)  # not of narrow_N, where 257 may be expert 1
     sorted_N = narrow_N.index_select(0, order_N).int()
     position_N = torch.arange(queue_N.shape[0], device=queue_N.device, dtype=torch.int32)
     rank_N = position_N - start_E.index_select(0, sorted_N)
