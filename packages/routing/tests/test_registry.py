@@ -60,7 +60,14 @@ def test_names_are_not_taken_away():
         register_router("mine", RouterPreset(options={"top_k": 2}))
     with pytest.raises(TypeError, match="expected a RouterPreset, got 3"):
         register_router("mine", 3)
+    with pytest.raises(TypeError, match=r"3\): expected a name"):
+        register_router(3, preset)
     register_router("switch", PRESETS["switch"])
+
+
+def test_a_preset_of_options_that_do_not_exist_is_refused():
+    with pytest.raises(ValueError, match="options 'topk': expected some of num_experts, top_k,"):
+        RouterPreset(options={"topk": 3})
 
 
 def install(tmp_path, monkeypatch, body):

@@ -21,12 +21,23 @@ class RouterPreset:
         source: what it reproduces.
         balanced_loss: the balance loss when probabilities and load are uniform, in words.
         router: a `Router` subclass for rules that options cannot express; None for `Router`.
+
+    Raises:
+        ValueError: naming options that `RouterConfig` does not have.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
     balanced_loss: str = "1"
     router: type | None = None
+
+    def __post_init__(self) -> None:
+        unknown = sorted(str(key) for key in self.options if key not in NEUTRAL)
+        if unknown:
+            raise ValueError(
+                f"RouterPreset options {', '.join(map(repr, unknown))}: expected some of "
+                f"{', '.join(NEUTRAL)}"
+            )
 
 
 NEUTRAL: Mapping[str, Any] = MappingProxyType(

@@ -21,8 +21,11 @@ def register_router(name: str, preset: RouterPreset) -> None:
     """Make a router known under a name in this process.
 
     Raises:
+        TypeError: if it is no name, or no preset.
         ValueError: if the name is taken by another preset.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"register_router({name!r}): expected a name")
     if not isinstance(preset, RouterPreset):
         raise TypeError(f"register_router({name!r}): expected a RouterPreset, got {preset!r}")
     taken = PRESETS.get(name) or _registered.get(name)
