@@ -157,8 +157,9 @@ def test_routers_that_need_nothing_are_left_alone():
     assert len(RouterBalancer(Layer())) == 1
 
 
-def test_a_routing_that_is_missing_or_of_evaluation_is_refused():
-    layer = Layer("olmoe", bias_update="quantile")
+@pytest.mark.parametrize("update", ["sign", "quantile"])
+def test_a_routing_that_is_missing_or_of_evaluation_is_refused(update):
+    layer = Layer("olmoe", bias_update=update)
     balancer = RouterBalancer(layer)
     routing = layer.eval()(torch.randn(5, D_MODEL))[1]
     with pytest.raises(ValueError, match="router 'router' was not made in training"):

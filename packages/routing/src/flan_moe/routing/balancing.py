@@ -69,7 +69,7 @@ class RouterBalancer:
             routings: by the name of the router, or of the module that holds it as ``router``.
 
         Raises:
-            ValueError: a balanced router has no routing, or it was made in evaluation.
+            ValueError: a balanced router has no routing, or is in evaluation.
         """
         pairs = dict(routings.items() if isinstance(routings, Mapping) else routings)
         for name, router in self._routers.items():
@@ -78,12 +78,10 @@ class RouterBalancer:
                 raise ValueError(
                     f"no routing of router {name!r}; there are {', '.join(map(repr, pairs))}"
                 )
-            if router.config.bias_update == "quantile":
-                if BIAS_HISTOGRAM not in routing.stats:
-                    raise ValueError(f"the routing of router {name!r} was not made in training")
-                seen = routing.stats[BIAS_HISTOGRAM]
-            else:
-                seen = routing.stats["choice_count_E"]
+            key = BIAS_HISTOGRAM if router.config.bias_update == "quantile" else "choice_count_E"
+            if not router.training or key not in routing.stats:
+                raise ValueError(f"the routing of router {name!r} was not made in training")
+            seen = routing.stats[key]
             self._seen[name] = self._seen[name] + seen if name in self._seen else seen.clone()
             if router.config.balance_scope == "global":
                 router.step_load_E += self._reduce(routing.stats["choice_count_E"])
