@@ -1,8 +1,11 @@
 """Updates between optimizer steps: exact rules, and what must not disturb them."""
 
+import copy
+import pickle
 import subprocess
 import sys
 import textwrap
+import threading
 
 import numpy as np
 import pytest
@@ -166,6 +169,32 @@ def test_a_routing_that_is_missing_or_of_evaluation_is_refused(update):
         balancer.observe({"router": routing})
     with pytest.raises(ValueError, match="no routing of router 'router'; there are 'decoder'"):
         balancer.observe({"decoder": routing})
+
+
+def test_a_model_is_copied_without_the_process_group_of_its_balancer():
+    """As an average of its weights is; a process group can be neither copied nor pickled."""
+    layer = Layer("top_k", balance_scope="global")
+    RouterBalancer(layer, process_group=threading.Lock())  # can be neither, likewise
+    assert layer.router.reduce_load is not None
+    x_TD = torch.randn(5, D_MODEL)
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert other.router.reduce_load is None
+        torch.testing.assert_close(other(x_TD)[0], layer(x_TD)[0])
+        assert len(RouterBalancer(other)) == 1
+
+
+def test_a_balancer_may_be_made_before_the_process_group(monkeypatch):
+    layer = Layer("top_k", bias_update="sign", bias_rate=0.1)
+    balancer = RouterBalancer(layer)
+    _, routing = layer(torch.randn(40, D_MODEL))
+    balancer.observe({"router": routing})
+    others_E = torch.tensor([1000.0, 0.0, 0.0, 0.0])  # of the ranks that this one does not see
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda load, group: load.add_(others_E))
+    balancer.step()
+    torch.testing.assert_close(
+        layer.router.selection_bias_E, torch.tensor([-0.15, 0.05, 0.05, 0.05])
+    )
 
 
 RANKS = """

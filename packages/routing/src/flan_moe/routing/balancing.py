@@ -39,17 +39,15 @@ class RouterBalancer:
         model: whose `Router` modules to balance; those without ``bias_update`` and with another
             ``balance_scope`` than ``"global"`` need nothing and are left alone.
         process_group: ranks whose tokens make the global batch; None for the default group where
-            torch.distributed is initialised, else this process alone. All of its ranks must call
-            `step`, and run the forward pass of global-scope routers, equally often.
+            torch.distributed is initialised when it is needed, else this process alone. All of
+            its ranks must call `step`, and run the forward pass of global-scope routers, equally
+            often.
     """
 
     def __init__(
         self, model: nn.Module, *, process_group: distributed.ProcessGroup | None = None
     ) -> None:
         self._group = process_group
-        self._distributed = process_group is not None or (
-            distributed.is_available() and distributed.is_initialized()
-        )
         self._routers: dict[str, Router] = {}
         for name, module in model.named_modules():
             if isinstance(module, Router) and module.needs_balancer:
@@ -104,7 +102,8 @@ class RouterBalancer:
         self._seen = {}
 
     def _reduce(self, amount: Tensor) -> Tensor:
-        if not self._distributed:
+        # Asked now and not when the balancer is made, which may be before the group is.
+        if not (distributed.is_available() and distributed.is_initialized()):
             return amount
         amount = amount.clone()
         distributed.all_reduce(amount, group=self._group)

@@ -7,6 +7,7 @@ N assignments, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -264,6 +265,10 @@ class Router(nn.Module):
     def extra_repr(self) -> str:
         """The config and width, for ``print(model)``."""
         return f"{self.config}, d_model={self.d_model}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy, or what is unpickled, belongs to no balancer: a process group cannot be copied.
+        return {**self.__dict__, "reduce_load": None}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         # Steps of 1e-3 vanish in a bfloat16 bias: casting the model leaves the buffers in float32.
