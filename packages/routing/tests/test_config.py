@@ -50,6 +50,7 @@ from flan_moe.routing import PRESETS, ROUTER_NAMES, RouterConfig
         ({"name": "deepseek_v4", "bias_update": "quantile"}, "score='sqrt_softplus'"),
         ({"name": "hash", "vocab_size": 0}, "vocab_size=0"),
         ({"extra_losses": ["variety"]}, "extra_losses=.'variety'.: expected some of importance"),
+        ({"extra_losses": [["load"]]}, "extra_losses=.*expected some of importance"),
         ({"extra_losses": "load"}, "extra_losses='load'"),
         ({"extra_losses": ["load"]}, "extra_losses=.*noise above 0"),
         ({"name": "st_moe", "balance_scope": "global"}, "balance_count='first_choice'"),
@@ -85,6 +86,12 @@ def test_from_dict_names_unknown_keys():
         ValueError, match=r"unknown router option.*'capacity', 'experts'.*known: balance_count, "
     ):
         RouterConfig.from_dict({"name": "switch", "experts": 8, "capacity": 1.0})
+
+
+@pytest.mark.parametrize("values", [None, "top_k", [("name", "top_k")]])
+def test_from_dict_takes_mappings(values):
+    with pytest.raises(TypeError, match="from_dict: expected a mapping, got "):
+        RouterConfig.from_dict(values)
 
 
 def test_config_is_immutable():

@@ -56,6 +56,8 @@ def test_forced_experts_have_the_weights_of_the_live_logits():
     ("kwargs", "message"),
     [
         ({"sequence_T": torch.zeros(4)}, r"sequence_T has shape \(4,\); expected \(5,\)"),
+        ({"forced_experts": [[0]] * 5}, "forced_experts is of type list; expected a tensor"),
+        ({"token_id_T": [0] * 5}, "token_id_T is of type list; expected a tensor"),
         ({"forced_experts": torch.zeros(5)}, r"forced_experts has shape \(5,\)"),
         ({"forced_experts": torch.zeros(5, 0).long()}, r"has shape \(5, 0\); .* at least one"),
         ({"forced_experts": torch.zeros(5, 1)}, "forced_experts is torch.float32"),
@@ -107,3 +109,21 @@ def test_tokens_that_are_no_numbers_are_refused(dtype):
 def test_tokens_of_another_width_are_refused():
     with pytest.raises(ValueError, match=r"shape \(2, 5, 6\); expected \(tokens, 6\)"):
         make_router("top_k")(torch.randn(2, 5, D_MODEL))
+
+
+@pytest.mark.parametrize("x_TD", [None, [[0.0] * D_MODEL], torch.zeros(5, D_MODEL).numpy()])
+def test_tokens_that_are_no_tensor_are_refused(x_TD):
+    with pytest.raises(ValueError, match=r"router input is of type \w+; expected a tensor"):
+        make_router("top_k")(x_TD)
+
+
+@pytest.mark.parametrize("d_model", [0, -1, 8.0, "8", True])
+def test_a_width_that_is_none_is_refused(d_model):
+    with pytest.raises(ValueError, match=f"d_model={d_model!r}: expected an integer"):
+        build_router(RouterConfig(), d_model)
+
+
+@pytest.mark.parametrize("config", ["top_k", {"name": "top_k"}, None])
+def test_a_router_is_built_from_a_config(config):
+    with pytest.raises(TypeError, match=r"build_router: config=.*: expected a RouterConfig"):
+        build_router(config, D_MODEL)

@@ -183,8 +183,11 @@ class RouterConfig:
         """Make a config from a mapping such as a parsed JSON or YAML node.
 
         Raises:
+            TypeError: if it is no mapping.
             ValueError: naming keys that are not options of a router, or an impossible value.
         """
+        if not isinstance(values, Mapping):
+            raise TypeError(f"RouterConfig.from_dict: expected a mapping, got {values!r}")
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(str(key) for key in values if key not in known)
         if unknown:
@@ -224,8 +227,8 @@ class RouterConfig:
             _refuse("check_finite", self.check_finite, "true or false")
         if not isinstance(self.extra, Mapping):
             _refuse("extra", self.extra, "a mapping")
-        if not isinstance(self.extra_losses, list | tuple) or not set(self.extra_losses) <= set(
-            EXTRA_LOSSES
+        if not isinstance(self.extra_losses, list | tuple) or not all(
+            loss in EXTRA_LOSSES for loss in self.extra_losses
         ):
             _refuse("extra_losses", self.extra_losses, f"some of {', '.join(EXTRA_LOSSES)}")
 

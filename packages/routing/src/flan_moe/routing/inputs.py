@@ -26,6 +26,15 @@ def check_inputs(
     Raises:
         ValueError: naming the argument, what it is and what was expected.
     """
+    given = {
+        "sequence_T": sequence_T,
+        "token_id_T": token_id_T,
+        "forced_experts": forced_experts,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    for name, value in {"router input": x_TD, **given}.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name} is of type {type(value).__name__}; expected a tensor")
     if x_TD.ndim != 2 or x_TD.shape[1] != router.d_model:
         raise ValueError(
             f"router input has shape {tuple(x_TD.shape)}; expected (tokens, {router.d_model})"

@@ -56,7 +56,7 @@ class Router(nn.Module):
         config: the options.
 
     Raises:
-        ValueError: for hash routing without ``vocab_size``.
+        ValueError: for hash routing without ``vocab_size``, or a width that is none.
     """
 
     weight: nn.Parameter | None
@@ -73,6 +73,8 @@ class Router(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(d_model, bool) or not isinstance(d_model, int) or d_model < 1:
+            raise ValueError(f"d_model={d_model!r}: expected an integer of at least 1")
         self.config = config
         self.d_model = d_model
         self.reduce_load: Callable[[Tensor], Tensor] | None = None
@@ -366,7 +368,14 @@ def build_router(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Router:
-    """Make the router that ``config`` names, for tokens of width ``d_model``."""
+    """Make the router that ``config`` names, for tokens of width ``d_model``.
+
+    Raises:
+        TypeError: if ``config`` is no `RouterConfig`, such as a name or a dict.
+        ValueError: see `Router`.
+    """
+    if not isinstance(config, RouterConfig):
+        raise TypeError(f"build_router: config={config!r}: expected a RouterConfig")
     kind = find_router(config.name).router or Router
     return kind(config, d_model, device=device, dtype=dtype)
 
