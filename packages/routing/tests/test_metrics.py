@@ -427,6 +427,14 @@ def test_few_tokens_and_few_experts_give_finite_float32(num_tokens, num_experts)
         assert num_tokens or not value.any(), name
 
 
+def test_an_expert_that_does_not_exist_is_not_counted_as_one_of_the_next_group():
+    chosen_TK = torch.tensor([[0, 5], [1, -1]])
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        expert_counts(chosen_TK, torch.tensor([0, 1]), num_experts=4, num_groups=2)
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        co_activation(torch.tensor([[0, 3]]), 3)  # (0, 3) is not (1, 0)
+
+
 def test_nothing_waits_for_the_device():
     case = tokens()
     routing = routing_of([{0, 1}, {2}, set()], 3)

@@ -31,10 +31,11 @@ def expert_counts(
 
     Raises:
         ValueError: if the two are not about the same number of tokens.
+        RuntimeError: if an expert or a group does not exist.
     """
     _check_groups(chosen_TK, group_T)
     counts = (chosen_TK >= 0) & (group_T >= 0).unsqueeze(-1)
-    cell_TK = group_T.long().unsqueeze(-1) * num_experts + chosen_TK
+    cell_TK = _cell(group_T.long().unsqueeze(-1), chosen_TK, num_experts, num_groups)
     return _histogram(cell_TK, counts, num_groups * num_experts).reshape(num_groups, num_experts)
 
 
@@ -53,12 +54,16 @@ def co_activation(chosen_TK: Tensor, num_experts: int) -> Tensor:
         (E, E) float32 in [0, 1], row i, column j; not symmetric; the diagonal is 1. Independent
         uniform choices of k: (k - 1) / (E - 1) off the diagonal. Top-1: 0 off the diagonal. An
         expert without tokens: a row and a column of zeros, the diagonal too.
+
+    Raises:
+        RuntimeError: if an expert does not exist.
     """
     pair_EE = torch.zeros(num_experts, num_experts, dtype=torch.int64, device=chosen_TK.device)
     # One choice against all at a time: T * K memory, where all pairs would take T * K * K.
     for first_T1 in chosen_TK.split(1, dim=-1):
         both_TK = (first_T1 >= 0) & (chosen_TK >= 0)
-        pairs = _histogram(first_T1 * num_experts + chosen_TK, both_TK, num_experts**2)
+        cell_TK = _cell(first_T1.long(), chosen_TK, num_experts, num_experts)
+        pairs = _histogram(cell_TK, both_TK, num_experts**2)
         pair_EE += pairs.reshape(num_experts, num_experts)
     tokens_E = pair_EE.diagonal().unsqueeze(-1)
     return (pair_EE.double() / tokens_E.clamp(min=1)).float()
@@ -192,6 +197,12 @@ def normalised_mutual_information(counts_GE: Tensor) -> Tensor:
 
 def _entropy(p_N: Tensor) -> Tensor:
     return -torch.xlogy(p_N, p_N).sum()
+
+
+def _cell(row_TK: Tensor, column_TK: Tensor, num_columns: int, num_rows: int) -> Tensor:
+    """Cells by number. A column that does not exist is no cell of the next row but none at all."""
+    cell_TK = row_TK * num_columns + column_TK
+    return torch.where(column_TK < num_columns, cell_TK, num_columns * num_rows)
 
 
 def _histogram(cell_N: Tensor, counts_N: Tensor, num_cells: int) -> Tensor:
