@@ -37,6 +37,16 @@ def test_untrimmed_building_reads_nothing():
 
 
 @pytest.mark.parametrize("name", ROUTER_NAMES)
+def test_on_the_meta_device_a_routing_has_shapes_without_numbers(name):
+    """It has no autocast that could be suspended, and nothing there can be read."""
+    router = make_router(name).to("meta")
+    routing = route(router, torch.randn(32, D_MODEL, device="meta"))
+    assert routing.row_token_R.is_meta
+    assert routing.token_offsets.shape == (33,)
+    assert routing.losses["balance"].shape == routing.losses["z"].shape == ()
+
+
+@pytest.mark.parametrize("name", ROUTER_NAMES)
 @pytest.mark.parametrize("training", [True, False])
 def test_compiles_into_one_graph_that_computes_the_same(name, training):
     router = make_router(name, capacity_factor=0.75, min_capacity=1).train(training)

@@ -32,7 +32,8 @@ def router_logits(x_TD: Tensor, weight_ED: Tensor, *, jitter: float = 0.0) -> Te
         is a discrete choice that bfloat16 rounding changes (ST-MoE, Zoph et al. 2022, section 3.4).
     """
     dtype = torch.promote_types(torch.promote_types(x_TD.dtype, weight_ED.dtype), torch.float32)
-    with torch.autocast(device_type=x_TD.device.type, enabled=False):
+    device = "cpu" if x_TD.is_meta else x_TD.device.type  # the meta device has no autocast
+    with torch.autocast(device_type=device, enabled=False):
         x_TD = x_TD.to(dtype)
         if jitter > 0.0:
             x_TD = jittered(x_TD, jitter)
