@@ -10,7 +10,7 @@ from flan_moe.model import (
     flan_moe_config,
     flops_per_token,
 )
-from flan_moe.routing import RouterBalancer
+from flan_moe.routing import Router, RouterBalancer, RouterPreset, register_router
 
 SMALL = {"num_experts": 4, "top_k": 2}
 
@@ -39,6 +39,23 @@ def test_a_hash_router_sends_a_token_id_to_the_same_expert_wherever_it_stands():
     ids_T = batch["input_ids"][batch["attention_mask"] > 0]
     expert_R = torch.repeat_interleave(routing.expert_offsets.diff())
     assert torch.equal(table_VK[ids_T[routing.row_token_R.long()], 0].long(), expert_R)
+
+
+class ByParity(Router):
+    """A router from outside: even token ids to expert 0, odd ones to expert 1."""
+
+    def select_experts(self, scores_TE, logits_TE, token_id_T):
+        return (token_id_T % 2)[:, None]
+
+
+def test_a_router_from_outside_is_given_the_token_ids(monkeypatch):
+    monkeypatch.setattr("flan_moe.routing.registry._registered", {})
+    register_router("by_parity", RouterPreset(router=ByParity))
+    model = model_with(encoder_router={"name": "by_parity", "num_experts": 4})
+    batch = some_batch()
+    routing = dict(model(**batch).routings)["encoder.layers.1.feed_forward"]
+    odd = int((batch["input_ids"] % 2).sum())
+    assert routing.stats["expert_load_E"].tolist() == [36 - odd, odd, 0, 0]
 
 
 def test_a_hash_router_is_saved_with_its_table_and_costs_no_logits(tmp_path):

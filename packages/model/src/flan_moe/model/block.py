@@ -68,7 +68,7 @@ class Block(nn.Module):
             layout: where they belong.
             bias: of self-attention.
             sequence_T: sequence ids for the router; not needed in a dense layer.
-            token_id_T: vocabulary ids for a hash router.
+            token_id_T: vocabulary ids for the router; None for embeddings without ids.
             cross_bias: of cross-attention.
             memory_TD: flat encoder output, for cross-attention.
             memory_layout: where it belongs.

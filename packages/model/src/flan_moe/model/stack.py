@@ -56,7 +56,6 @@ class Stack(nn.Module):
         self.dropout = config.dropout_rate
         router = config.router_config(stack)
         self.is_sparse = router is not None
-        self.is_hashed = router is not None and router.selection == "hash"
         self.gradient_checkpointing = False
         self.set_embedding(embedding)
         self.position_bias = RelativePositionBias(
@@ -95,7 +94,7 @@ class Stack(nn.Module):
     ) -> StackOutput:
         sequence_T = layout.sequence_ids(x_TD.device) if self.is_sparse else None
         token_id_T = None
-        if self.is_hashed and input_ids is not None:
+        if self.is_sparse and input_ids is not None:  # a router from outside may ask for them too
             token_id_T = layout.flatten(input_ids)
         states: list[Tensor] = []
         routings = []
