@@ -435,6 +435,18 @@ def test_an_expert_that_does_not_exist_is_not_counted_as_one_of_the_next_group()
         co_activation(torch.tensor([[0, 3]]), 3)  # (0, 3) is not (1, 0)
 
 
+def test_tables_and_logits_of_another_shape_are_refused():
+    table_TK, list_T = torch.tensor([[1], [2]]), torch.tensor([1, 2])
+    for metric in (expert_saturation, disagreement):
+        for pair in ((table_TK, list_T), (list_T, table_TK)):
+            with pytest.raises(ValueError, match=r"shapes .*\(2,\).*; expected \(T, K\) tables"):
+                metric(*pair)
+    with pytest.raises(ValueError, match=r"logits of shapes \(3,\) and \(3,\)"):
+        routing_kl(torch.zeros(3), torch.zeros(3))
+    with pytest.raises(ValueError, match=r"logits_TE has shape \(3,\); expected"):
+        router_margin(torch.zeros(3))
+
+
 def test_nothing_waits_for_the_device():
     case = tokens()
     routing = routing_of([{0, 1}, {2}, set()], 3)

@@ -104,6 +104,8 @@ def test_bad_input_is_refused():
         plot_load_history(torch.ones(2, 3), steps=[0])
     with pytest.raises(ValueError, match="increase"):
         plot_load_history(torch.ones(2, 3), steps=[1, 1])
+    with pytest.raises(ValueError, match="steps must increase"):
+        plot_load_history(torch.ones(2, 3), steps=[1, float("nan")])
 
 
 def test_pyplot_is_never_touched_and_importing_needs_no_matplotlib():

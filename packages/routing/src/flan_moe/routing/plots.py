@@ -163,7 +163,7 @@ def plot_load_history(
     at = list(range(num_steps)) if steps is None else [float(step) for step in steps]
     if len(at) != num_steps:
         raise ValueError(f"steps has {len(at)} entries; load_SE has {num_steps} steps")
-    if any(later <= earlier for earlier, later in pairwise(at)):
+    if not all(later > earlier for earlier, later in pairwise(at)):  # NaN is not greater either
         raise ValueError("steps must increase")
     relative = (load_share(load_SE) * num_experts).T
     layer = f", {layer_name}" if layer_name else ""

@@ -71,9 +71,9 @@ def routing_kl(logits_p_TE: Tensor, logits_q_TE: Tensor) -> Tensor:
         q excludes an expert that p does not. No tokens: 0.
 
     Raises:
-        ValueError: if the shapes differ.
+        ValueError: if the shapes differ, or are not (T, E).
     """
-    if logits_p_TE.shape != logits_q_TE.shape:
+    if logits_p_TE.ndim != 2 or logits_p_TE.shape != logits_q_TE.shape:
         raise ValueError(
             f"logits of shapes {tuple(logits_p_TE.shape)} and {tuple(logits_q_TE.shape)}; "
             "expected the same tokens and experts"
@@ -89,7 +89,8 @@ def routing_kl(logits_p_TE: Tensor, logits_q_TE: Tensor) -> Tensor:
 
 def _compare(chosen_a_TK: Tensor, chosen_b_TK: Tensor) -> tuple[Tensor, Tensor]:
     """Sizes of each token's intersection and larger set, (T,) int64 each."""
-    if chosen_a_TK.ndim != 2 or chosen_a_TK.shape[:1] != chosen_b_TK.shape[:1]:
+    tables = chosen_a_TK.ndim == chosen_b_TK.ndim == 2
+    if not tables or chosen_a_TK.shape[0] != chosen_b_TK.shape[0]:
         raise ValueError(
             f"choices of shapes {tuple(chosen_a_TK.shape)} and {tuple(chosen_b_TK.shape)}; "
             "expected (T, K) tables of the same tokens"

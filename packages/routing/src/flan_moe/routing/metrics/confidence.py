@@ -25,7 +25,14 @@ def router_margin(logits_TE: Tensor) -> Tensor:
     Returns:
         float32 scalar in [0, 1]. Undecided: 0. Certain: 1. E = 1: 1 (the second best has
         probability 0). No tokens: 0.
+
+    Raises:
+        ValueError: if the shape is not (T, E).
     """
+    if logits_TE.ndim != 2:
+        raise ValueError(
+            f"logits_TE has shape {tuple(logits_TE.shape)}; expected (tokens, experts)"
+        )
     probs_TE = logits_TE.float().softmax(dim=-1)
     if probs_TE.shape[1] == 1:
         margin_T = probs_TE[:, 0]
