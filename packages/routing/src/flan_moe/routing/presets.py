@@ -145,7 +145,8 @@ PRESETS: Mapping[str, RouterPreset] = MappingProxyType(
                 "balance_count": "first_choice",
             },
             source="NLLB-MoE (fairseq; transformers 4.57 NllbMoeTop2Router with "
-            "expert_capacity=None): weights are renormalised over what was kept",
+            "expert_capacity=None): weights are renormalised over what was kept. The balance loss "
+            "is fairseq's, over the softmax; transformers' is over the weights that were left",
         ),
         "expert_choice": RouterPreset(
             options={"selection": "expert_choice", "capacity_factor": 1.0, "min_capacity": 4},
