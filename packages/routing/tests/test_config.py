@@ -47,6 +47,7 @@ from flan_moe.routing import PRESETS, ROUTER_NAMES, RouterConfig
         ({"name": "expert_choice", "num_groups": 2}, "num_groups=2: expected 1 unless"),
         ({"name": "expert_choice", "bias_update": "sign"}, "bias_update='sign'"),
         ({"name": "top_k", "top_k": 8, "bias_update": "quantile"}, "bias_update='quantile'.*top_k"),
+        ({"name": "deepseek_v3", "bias_update": "quantile"}, "'quantile': .* where top_groups is"),
         ({"name": "deepseek_v4", "bias_update": "quantile"}, "score='sqrt_softplus'"),
         ({"name": "hash", "vocab_size": 0}, "vocab_size=0"),
         ({"extra_losses": ["variety"]}, "extra_losses=.'variety'.: expected some of importance"),

@@ -290,6 +290,10 @@ class RouterConfig:
             _refuse("bias_update", self.bias_update, "null unless tokens choose experts by score")
         if self.bias_update == "quantile" and self.top_k == self.num_experts:
             _refuse("bias_update", "quantile", "null where every expert is chosen (top_k = E)")
+        if self.bias_update == "quantile" and self.top_groups < self.num_groups:
+            _refuse(
+                "bias_update", "quantile", "null or 'sign' where top_groups is below num_groups"
+            )
         if self.bias_update == "quantile" and self.score not in ("softmax", "sigmoid"):
             _refuse("score", self.score, "'softmax' or 'sigmoid' for bias_update='quantile'")
 
