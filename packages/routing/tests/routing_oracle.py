@@ -41,6 +41,8 @@ def route(logits, config, training, *, uniform=None, gumbel=None, bias=None, tab
     if policy in ("threshold", "random"):
         for t in range(tokens):
             first, second = (np.float32(scores[t, e]) for e in choices[t])
+            if config.score == "top_k_softmax":  # these scores are logits
+                first, second = np.float32(1), np.exp(second - first)
             share = second / max(np.float32(first + second), np.float32(1e-9))
             limit = config.second_threshold
             if policy == "random":

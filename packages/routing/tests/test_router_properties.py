@@ -167,3 +167,15 @@ def test_weight_is_initialised_as_in_flaxformer():
     router = build_router(RouterConfig(num_experts=64), 512)
     assert float(router.weight.detach().std()) == pytest.approx(0.02, rel=0.02)
     assert float(router.weight.detach().mean()) == pytest.approx(0.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("score", ["softmax", "sigmoid", "sqrt_softplus", "top_k_softmax"])
+def test_the_second_expert_takes_part_by_its_share_of_the_two_weights(score):
+    """Whatever the score: the scores of top_k_softmax are logits, whose shares mean nothing."""
+    options = {"score": score, "renormalise": "before_drop", "capacity_factor": None}
+    x_TD = torch.randn(50, D_MODEL)
+    both = make_router("top_k", **options)(x_TD)
+    large = [min(weight for _, weight in rows_of(both, token)) > 0.3 for token in range(50)]
+    some = make_router("top_k", **options, second_expert="threshold", second_threshold=0.3)(x_TD)
+    assert [rows > 1 for rows in some.token_offsets.diff().tolist()] == large
+    assert 0 < sum(large) < 50

@@ -290,7 +290,7 @@ class Router(nn.Module):
     def _tokens_choose(self, scored: Scored, expert_TK: Tensor) -> dict[str, Tensor]:
         config = self.config
         scores_TE = scored.scores_TE.detach()
-        wanted_TK = self._wanted(scores_TE, expert_TK)
+        wanted_TK = self._wanted(scored, expert_TK)
         capacity = self.capacity(scores_TE.shape[0])
         if capacity is None:
             keep_TK = wanted_TK
@@ -307,13 +307,21 @@ class Router(nn.Module):
         weight_TK = self._weights(scored, expert_TK, over_TK)
         return _assignments(expert_TK, weight_TK, keep_TK)
 
-    def _wanted(self, scores_TE: Tensor, expert_TK: Tensor) -> Tensor:
+    @torch.no_grad()
+    def _wanted(self, scored: Scored, expert_TK: Tensor) -> Tensor:
         """Which choices take part at all, (T, K) bool."""
         wanted_TK = expert_TK >= 0
         if self._second_expert in ("threshold", "random"):
-            gate_TK = scores_TE.gather(-1, expert_TK)
-            share_T = gate_TK[:, 1] / gate_TK.sum(dim=-1).clamp(min=1e-9)
-            second_T = second_takes_part(share_T, self._second_expert, self.config.second_threshold)
+            share_TK = token_choice_weights(
+                scored.noisy_logits_TE,
+                scored.scores_TE,
+                expert_TK,
+                score=self.config.score,
+                over_TK=wanted_TK,
+            )
+            second_T = second_takes_part(
+                share_TK[:, 1], self._second_expert, self.config.second_threshold
+            )
             wanted_TK = torch.stack([wanted_TK[:, 0], wanted_TK[:, 1] & second_T], dim=-1)
         return wanted_TK
 
