@@ -167,6 +167,8 @@ def test_a_routing_that_is_missing_or_of_evaluation_is_refused(update):
     routing = layer.eval()(torch.randn(5, D_MODEL))[1]
     with pytest.raises(ValueError, match="router 'router' was not made in training"):
         balancer.observe({"router": routing})
+    with pytest.raises(TypeError, match="observe: expected routings by name"):
+        balancer.observe(routing)
     with pytest.raises(ValueError, match="no routing of router 'router'; there are 'decoder'"):
         balancer.observe({"decoder": routing})
 

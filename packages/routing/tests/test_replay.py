@@ -437,3 +437,12 @@ def test_on_cuda_neither_recording_nor_replaying_waits_for_the_device(name):
     rows = int(routing.expert_offsets[-1])
     assert torch.equal(again.expert_offsets, routing.expert_offsets)
     assert torch.equal(again.row_weight_R[:rows], routing.row_weight_R[:rows])
+
+
+@pytest.mark.parametrize("recording", ["recording.pt", {}, None])
+def test_what_is_no_recording_is_not_replayed(recording):
+    with (
+        pytest.raises(TypeError, match="replay_routing: expected a Recording, got"),
+        replay_routing(Layer(), recording),
+    ):
+        pass

@@ -67,8 +67,11 @@ class RouterBalancer:
             routings: by the name of the router, or of the module that holds it as ``router``.
 
         Raises:
+            TypeError: if it is a routing without a name.
             ValueError: a balanced router has no routing, or is in evaluation.
         """
+        if isinstance(routings, Routing):
+            raise TypeError("observe: expected routings by name, such as {'': routing}")
         pairs = dict(routings.items() if isinstance(routings, Mapping) else routings)
         for name, router in self._routers.items():
             routing = pairs.get(name, pairs.get(name.removesuffix("router").removesuffix(".")))

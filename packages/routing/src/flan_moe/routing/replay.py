@@ -183,11 +183,14 @@ def replay_routing(model: nn.Module, recording: Recording, *, loop: bool = False
         Nothing.
 
     Raises:
+        TypeError: at once, if ``recording`` is none, such as the path of one.
         ValueError: at once, if ``model`` has no router, or one that is not in the recording or
             has another number of experts; in a forward pass, if the recording has too few calls,
             or a call with another number of tokens; in a backward pass, if a repeated call
             matches no call of the forward pass.
     """
+    if not isinstance(recording, Recording):
+        raise TypeError(f"replay_routing: expected a Recording, got {recording!r}")
     routers = _routers(model)
     for name, router in routers.items():
         if name not in recording.calls:
