@@ -256,3 +256,15 @@ def test_ranks_share_counts_so_that_their_number_does_not_matter(update, tmp_pat
         return printed.pop()
 
     assert run(2) == run(1)
+
+
+@pytest.mark.parametrize("update", ["sign", "quantile"])
+def test_a_rank_that_saw_nothing_takes_part_in_the_sum(update, monkeypatch):
+    """Otherwise the other ranks would wait for it for ever."""
+    router = make_router("olmoe", bias_update=update)
+    balancer = RouterBalancer(router)
+    summed = []
+    monkeypatch.setattr(balancer, "_reduce", lambda amount: summed.append(amount) or amount)
+    balancer.step()
+    assert [amount.abs().sum() for amount in summed] == [0]
+    assert router.selection_bias_E.tolist() == [0, 0, 0, 0]

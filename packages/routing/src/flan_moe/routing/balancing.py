@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from flan_moe.routing.contract import Routing
-from flan_moe.routing.quantile import BIAS_HISTOGRAM, quantile_bias
+from flan_moe.routing.quantile import BIAS_HISTOGRAM, BINS, quantile_bias
 from flan_moe.routing.router import Router
 
 
@@ -94,9 +94,11 @@ class RouterBalancer:
             if router.config.balance_scope == "global":
                 router.step_load_E.zero_()
             bias_E = router.selection_bias_E
-            if bias_E is None or name not in self._seen:
+            if bias_E is None:
                 continue
-            seen = self._reduce(self._seen[name])
+            # A rank that saw nothing takes part all the same: the others wait for its sum.
+            shape = (len(bias_E), BINS) if router.config.bias_update == "quantile" else bias_E.shape
+            seen = self._reduce(self._seen.get(name, bias_E.new_zeros(shape)))
             if router.config.bias_update == "sign":
                 bias_E += sign_update(seen, rate=router.config.bias_rate)
             else:
