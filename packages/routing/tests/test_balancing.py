@@ -227,6 +227,8 @@ RANKS = """
     mean = torch.stack(loads)
     distributed.all_reduce(mean)
     print(router.selection_bias_E.tolist(), [round(x, 5) for x in (mean / ranks).tolist()])
+    distributed.barrier()
+    distributed.destroy_process_group()  # its threads must not outlive the interpreter
 """
 
 
