@@ -1,15 +1,15 @@
 """Activations of an expert and their derivatives.
 
 Each activation maps the pre-activation h_RH to the hidden a_RF. Backward is written out, because
-the grouped backend works outside autograd; it uses torch's own derivative kernels.
+the backends work outside autograd; it uses torch's own derivative kernels.
 
 Shape suffixes: R rows, F hidden width, H = 2F for gated activations, else F.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
@@ -19,111 +19,103 @@ from torch import Tensor
 _aten = torch.ops.aten
 
 
-class Activation(ABC):
-    """From pre-activation to hidden activation, forward and backward.
+@dataclass(frozen=True, kw_only=True)
+class Pointwise:
+    """An elementwise function and how its gradient is computed.
 
     Attributes:
-        gated: whether H = 2F, as opposed to H = F.
-        keeps_output: whether `vjp` starts from the output a_RF rather than from h_RH; then only
-            the output has to live until the backward pass.
+        name: what kernels call it.
+        function: made of differentiable torch operations.
+        gradient: from the gradient of the output and the *input*, that of the input; None if
+            ``gradient_from_output`` does it.
+        gradient_from_output: from the gradient of the output and the *output*, that of the input.
+            An output of zero must mean a gradient of zero.
     """
 
+    name: str
+    function: Callable[[Tensor], Tensor]
+    gradient: Callable[[Tensor, Tensor], Tensor] | None = None
+    gradient_from_output: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def pullback(self, d_out: Tensor, h: Tensor) -> Tensor:
+        """The gradient of the input ``h`` from that of the output."""
+        if self.gradient is not None:
+            return self.gradient(d_out, h)
+        return self.gradient_from_output(d_out, self.function(h))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activation:
+    """From the pre-activation h_RH to the hidden a_RF.
+
+    Attributes:
+        name: its key in `ACTIVATIONS`.
+        act: what is applied to h, or, if gated, to its first half.
+        gated: whether H = 2F and the result is ``act(gate) * linear`` for the halves of h
+            (Shazeer 2020, GLU variants), as opposed to H = F.
+    """
+
+    name: str
+    act: Pointwise
     gated: bool = False
-    keeps_output: bool = False
 
-    @abstractmethod
-    def forward(self, h_RH: Tensor) -> Tensor:
-        """The hidden activation a_RF; made of differentiable torch operations."""
-
-    def forward_(self, h_RH: Tensor) -> Tensor:
-        """As `forward`, outside autograd; may overwrite ``h_RH`` if `vjp` does not want it."""
-        return self.forward(h_RH)
-
-    @abstractmethod
-    def vjp(self, kept: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """The hidden activation a_RF again, and the map from its gradient to that of h_RH.
-
-        Args:
-            kept: a_RF if ``keeps_output``, else h_RH; not written to.
-        """
-
-
-class ReLU(Activation):
-    """``max(h, 0)``: Switch Transformer, original T5."""
-
-    keeps_output = True
+    @property
+    def keeps_output(self) -> bool:
+        """Whether the output alone tells the gradient, so that only it lives until backward."""
+        return not self.gated and self.act.gradient_from_output is not None
 
     def forward(self, h_RH: Tensor) -> Tensor:
-        """See `Activation.forward`."""
-        return F.relu(h_RH)
-
-    def forward_(self, h_RH: Tensor) -> Tensor:
-        """See `Activation.forward_`."""
-        return h_RH.relu_()
-
-    def vjp(self, kept: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """See `Activation.vjp`; the output is positive exactly where h was."""
-        return kept, lambda da_RF: _aten.threshold_backward(da_RF, kept, 0.0)
-
-
-class GELU(Activation):
-    """GELU in the tanh approximation, Hugging Face's ``gelu_new``."""
-
-    def forward(self, h_RH: Tensor) -> Tensor:
-        """See `Activation.forward`."""
-        return F.gelu(h_RH, approximate="tanh")
-
-    def vjp(self, kept: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """See `Activation.vjp`."""
-        return self.forward(kept), lambda da_RF: _aten.gelu_backward(
-            da_RF, kept, approximate="tanh"
-        )
-
-
-class SiLU(Activation):
-    """``h * sigmoid(h)``."""
-
-    def forward(self, h_RH: Tensor) -> Tensor:
-        """See `Activation.forward`."""
-        return F.silu(h_RH)
-
-    def vjp(self, kept: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """See `Activation.vjp`."""
-        return self.forward(kept), lambda da_RF: _aten.silu_backward(da_RF, kept)
-
-
-class Gated(Activation):
-    """``act(gate) * linear`` for the halves gate, linear of h (Shazeer 2020, GLU variants)."""
-
-    gated = True
-
-    def __init__(self, act: Activation) -> None:
-        self._act = act
-
-    def forward(self, h_RH: Tensor) -> Tensor:
-        """See `Activation.forward`."""
+        """The hidden activation a_RF, differentiably."""
+        if not self.gated:
+            return self.act.function(h_RH)
         gate_RF, linear_RF = h_RH.chunk(2, dim=-1)
-        return self._act.forward(gate_RF) * linear_RF
+        return self.act.function(gate_RF) * linear_RF
 
-    def vjp(self, kept: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """See `Activation.vjp`."""
-        gate_RF, linear_RF = kept.chunk(2, dim=-1)
-        activated_RF, gate_pullback = self._act.vjp(gate_RF)
+    def pullback(self, da_RF: Tensor, h_RH: Tensor) -> Tensor:
+        """The gradient of h_RH from that of a_RF; not differentiable itself."""
+        if not self.gated:
+            return self.act.pullback(da_RF, h_RH)
+        gate_RF, linear_RF = h_RH.chunk(2, dim=-1)
+        dh_RH = torch.empty_like(h_RH)
+        dgate_RF, dlinear_RF = dh_RH.chunk(2, dim=-1)
+        torch.mul(da_RF, self.act.function(gate_RF), out=dlinear_RF)
+        dgate_RF.copy_(self.act.pullback(da_RF * linear_RF, gate_RF))
+        return dh_RH
 
-        def pullback(da_RF: Tensor) -> Tensor:
-            dh_RH = torch.empty_like(kept)
-            dgate_RF, dlinear_RF = dh_RH.chunk(2, dim=-1)
-            torch.mul(da_RF, activated_RF, out=dlinear_RF)
-            dgate_RF.copy_(gate_pullback(da_RF * linear_RF))
-            return dh_RH
 
-        return activated_RF * linear_RF, pullback
-
+RELU = Pointwise(
+    name="relu",
+    function=F.relu,
+    gradient_from_output=lambda d_out, out: _aten.threshold_backward(d_out, out, 0.0),
+)
+RELU2 = Pointwise(
+    name="relu2",
+    function=lambda h: F.relu(h).square(),
+    gradient_from_output=lambda d_out, out: d_out * (2.0 * out.sqrt()),
+)
+SILU = Pointwise(name="silu", function=F.silu, gradient=_aten.silu_backward)
+GELU = Pointwise(
+    name="gelu",
+    function=lambda h: F.gelu(h, approximate="tanh"),
+    gradient=lambda d_out, h: _aten.gelu_backward(d_out, h, approximate="tanh"),
+)
+GELU_EXACT = Pointwise(name="gelu_exact", function=F.gelu, gradient=_aten.gelu_backward)
 
 ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
-    {"relu": ReLU(), "gelu": GELU(), "geglu": Gated(GELU()), "swiglu": Gated(SiLU())}
+    {
+        activation.name: activation
+        for activation in (
+            *(Activation(name=act.name, act=act) for act in (RELU, RELU2, SILU, GELU, GELU_EXACT)),
+            Activation(name="reglu", act=RELU, gated=True),
+            Activation(name="geglu", act=GELU, gated=True),
+            Activation(name="geglu_exact", act=GELU_EXACT, gated=True),
+            Activation(name="swiglu", act=SILU, gated=True),
+        )
+    }
 )
-"""Activations by name. ``gelu`` and ``geglu`` use the tanh approximation, as T5 v1.1 does."""
+"""Activations by name. ``relu`` is Switch's and original T5's. ``gelu`` and ``geglu`` use the tanh
+approximation (Hugging Face's ``gelu_new``), as T5 v1.1 does; ``gelu_exact`` and ``geglu_exact``
+the error function. ``relu2`` is the square of ReLU (So et al. 2021, Primer)."""
 
 
 def get_activation(name: str) -> Activation:

@@ -11,14 +11,18 @@ from torch import Tensor
 
 
 class ExpertWeights(NamedTuple):
-    """Two stacked matrices, one slice per expert; no biases, as in T5.
+    """Two stacked matrices and, where wanted, two stacked biases: one slice per expert.
 
     Attributes:
         wi_EDH: (E, D, H), from the model to the hidden width. For gated activations the first F
             columns make the activated gate (T5's ``wi_0``) and the last F the linear factor
             (``wi_1``).
         wo_EFD: (E, F, D), from the hidden to the model width.
+        bi_EH: (E, H), added to the pre-activation; None (as in T5) for no bias.
+        bo_ED: (E, D), added to an expert's output before the row's weight; None for no bias.
     """
 
     wi_EDH: Tensor
     wo_EFD: Tensor
+    bi_EH: Tensor | None = None
+    bo_ED: Tensor | None = None
