@@ -52,8 +52,12 @@ def write_json(
     packages: Sequence[str],
     rows: Sequence[Mapping[str, object]],
     ratios: Mapping[str, float],
+    versions: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the result as JSON, with commit, machine and versions."""
+    """Write the result as JSON, with commit, machine and versions.
+
+    ``versions`` holds those that are not of installed ``packages``.
+    """
     git = ["git", "-C", str(Path(__file__).parent)]
     commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
     dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
@@ -65,6 +69,7 @@ def write_json(
         "versions": {
             "python": sys.version.split()[0],
             **{name: metadata.version(name) for name in packages},
+            **(versions or {}),
         },
         "rows": list(rows),
         "ratios": dict(ratios),
