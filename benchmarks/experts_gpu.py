@@ -136,6 +136,7 @@ def speeds(
     }
 
 
+MEMORY_COLUMNS = ("saved MiB", "held MiB", "peak MiB")
 SPEED_COLUMNS = (
     "forward ms",
     "backward ms",
@@ -151,14 +152,19 @@ SPEED_COLUMNS = (
 def measure(
     case: Case, peers: Sequence[Peer], *, device: str, dtype: torch.dtype, repeats: int
 ) -> list[dict[str, object]]:
-    """Check, weigh and time the sides of a case; one row for each."""
+    """Check, weigh and time the sides of a case, print and return one row for each."""
     problem = make_problem(case, device=device, dtype=dtype)
     sides, errors = build_checked(case, problem, peers)
     passes = {name: passes_of(side, problem) for name, side in sides.items()}
     passes["cublas"] = matmuls(case, problem)
     passes["dense"] = dense_layer(case, problem)
     print(f"{case.name}: measuring {', '.join(passes)}", flush=True)
-    memory = {name: memory_of(both, sides.get(name), device) for name, both in passes.items()}
+    memory = {
+        name: memory_of(both, sides[name].parameters if name in sides else (), device)
+        for name, both in passes.items()
+        if name != "cublas"  # its buffers were made before
+    }
+    memory["cublas"] = dict.fromkeys(MEMORY_COLUMNS, "-")
     warmup = 3 if device == "cuda" else 0
     seconds = alternate_passes(passes, device=device, repeats=repeats, warmup=warmup)
     if device == "cuda":
@@ -167,7 +173,7 @@ def measure(
     else:
         columns = {name: dict.fromkeys(SPEED_COLUMNS, "-") for name in passes}
         clock = "-"
-    return [
+    rows = [
         {
             "case": case.name,
             "side": name,
@@ -178,6 +184,8 @@ def measure(
         }
         for name in passes
     ]
+    print_table(rows)
+    return rows
 
 
 def ratios_of(rows: Sequence[Mapping[str, object]]) -> dict[str, float]:
@@ -227,7 +235,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Measure every case, print the table, and write it with --json; returns the exit status."""
+    """Measure every case, and write the rows with --json; returns the exit status."""
     args = arguments()
     if args.interpret:
         ensure_interpreter()
@@ -240,15 +248,21 @@ def main() -> int:
         return 2
     device, dtype = ("cpu", torch.float32) if args.interpret else ("cuda", DTYPES[args.dtype])
 
-    peers: list[Peer] = []
-    for peer in (
+    everyone: list[Peer] = [
         *OURS,
         GroupedMM(),
         ScatterMoE(args.scattermoe),
         Liger(args.liger),
         MegaBlocks(),
         SonicMoE(),
-    ):
+    ]
+    names = [peer.name for peer in everyone]
+    unknown = [name for name in args.sides or () if name not in names]
+    if unknown:
+        print(f"--sides {unknown[0]!r}: expected one of {', '.join(names)}", file=sys.stderr)
+        return 2
+    peers = []
+    for peer in everyone:
         if args.sides is None or peer.name in args.sides:
             reason = peer.available()
             if reason is None:
@@ -264,7 +278,6 @@ def main() -> int:
         if only_swiglu:
             ours = [peer for peer in peers if isinstance(peer, Ours)]
             rows += measure(case.with_swiglu(), [*ours, *only_swiglu], **options)
-    print_table(rows)
     if args.json:
         packages = ["torch", "flan-moe-experts", "flan-moe-routing"]
         if importlib.util.find_spec("triton") is not None:

@@ -94,6 +94,12 @@ def test_the_gpu_benchmark_refuses_a_machine_without_one():
     assert "needs a CUDA device" in run.stderr
 
 
+def test_a_side_that_does_not_exist_is_refused():
+    run = run_benchmark("experts_gpu", "--interpret", "--sides", "scatermoe")
+    assert run.returncode == 2
+    assert "--sides 'scatermoe': expected one of triton" in run.stderr
+
+
 def test_the_gpu_benchmark_runs_whole_in_the_interpreter(scattermoe_with, tmp_path):
     result = tmp_path / "gpu.json"
     run = run_benchmark(

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from measure import Passes, alternate, saved_bytes
-from peers.side import Side
 
 
-def memory_of(passes: Passes, side: Side | None, device: str) -> dict[str, float]:
+def memory_of(passes: Passes, parameters: Sequence[Tensor], device: str) -> dict[str, object]:
     """MiB saved, held and at the peak; the last two on CUDA only."""
     mib = 2**20
-    parameters = side.parameters if side is not None else ()
     memory = {"saved MiB": saved_bytes(passes.forward, but=parameters) / mib}
     if device != "cuda":
         return {**memory, "held MiB": "-", "peak MiB": "-"}
