@@ -106,8 +106,8 @@ def start_expert_ffn(
     x_RD = tokens_to_rows(x_TD, plan.home, dtype=_travel_dtype(x_TD))
     row_weight_R = routing.row_weight_R[: x_RD.shape[0]]
     exchange = start_exchange((x_RD, row_weight_R), plan.traffic)
-    if loss == "mean":
-        weights = _divide_gradients(weights, group.size())
+    divisor = group.size() if loss == "mean" else 1
+    weights = ExpertWeights(*(w if w is None else _Share.apply(w, divisor) for w in weights))
     return partial(_finish, exchange, plan, weights, x_TD.dtype, options)
 
 
@@ -126,7 +126,7 @@ def _finish(
 ) -> Tensor:
     x_SD, row_weight_S = exchange.wait()
     if weights.wi_EDH.shape[0] == 0:
-        y_SD = _no_experts(x_SD, row_weight_S, weights)
+        y_SD = _NoExperts.apply(x_SD, row_weight_S, *weights)
     else:
         away = Routing(
             **plan.away._asdict(),
@@ -139,19 +139,6 @@ def _finish(
     return rows_to_tokens(y_RD, plan.home, dtype=dtype)
 
 
-def _no_experts(x_SD: Tensor, row_weight_S: Tensor, weights: ExpertWeights) -> Tensor:
-    """What a rank without experts, and so without rows, makes of them.
-
-    Nothing; but its backward pass must reach the exchange, and its parameters must have (empty)
-    gradients as those of the other ranks have theirs, or collectives over gradients would hang.
-    """
-    y_SD = x_SD * row_weight_S[:, None].to(x_SD.dtype)
-    for weight in weights:
-        if weight is not None:
-            y_SD = y_SD + weight.sum().to(y_SD.dtype)
-    return y_SD
-
-
 def _travel_dtype(x_TD: Tensor) -> torch.dtype:
     """The dtype in which rows travel: the one in which they will be multiplied."""
     device_type = x_TD.device.type
@@ -160,13 +147,31 @@ def _travel_dtype(x_TD: Tensor) -> torch.dtype:
     return x_TD.dtype
 
 
-def _divide_gradients(weights: ExpertWeights, divisor: int) -> ExpertWeights:
-    return ExpertWeights(
-        *(None if weight is None else _DivideGradient.apply(weight, divisor) for weight in weights)
-    )
+class _NoExperts(torch.autograd.Function):
+    """What a rank without experts, and so without rows, makes of them.
+
+    Nothing; but its backward pass must reach the exchange, and its parameters must have (empty)
+    gradients as those of the other ranks have theirs, or collectives over gradients would hang.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_SD: Tensor, *others: Tensor | None) -> Tensor:
+        ctx.save_for_backward(*others)
+        return x_SD.clone()
+
+    @staticmethod
+    def backward(ctx: Any, dy_SD: Tensor) -> tuple[Tensor | None, ...]:
+        empty = (None if other is None else torch.zeros_like(other) for other in ctx.saved_tensors)
+        return dy_SD, *empty
 
 
-class _DivideGradient(torch.autograd.Function):
+class _Share(torch.autograd.Function):
+    """A weight whose gradient is divided, and contiguous.
+
+    It is to become that of a DTensor, and to lay one of those out anew, autograd would
+    communicate, on this rank only.
+    """
+
     @staticmethod
     def forward(ctx: Any, weight: Tensor, divisor: int) -> Tensor:
         ctx.divisor = divisor
@@ -174,7 +179,8 @@ class _DivideGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient / ctx.divisor, None
+        gradient = gradient.contiguous()
+        return (gradient if ctx.divisor == 1 else gradient / ctx.divisor), None
 
 
 def _check_share(
