@@ -4,8 +4,9 @@ Each rank has a loss of its own tokens, with coefficients of its own.
 """
 
 import torch
-from parallel_world import D_MODEL, TOKENS, error, make_layer, reference_of, whole
-from torch import distributed
+from parallel_world import TOKENS, error, make_layer, make_shared, reference_of, whole
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from flan_moe.experts import ExpertWeights
@@ -57,15 +58,17 @@ def compare(world, layer, *, tolerance=1e-12, loss="mean", tokens=None, **forwar
 
 
 def every_share_of_experts_gives_the_numbers_of_one_process(world):
-    """Even shares, a last rank with fewer, and ranks without any; uneven tokens, a rank has none."""
+    """Even shares, a last rank with fewer, ranks without any; a rank has no tokens."""
     for num_experts in (8, 7, 5, 3, 1):
         for backend in ("grouped", "reference"):
             compare(world, make_layer(num_experts, backend=backend))
 
 
-def biases_and_every_kind_of_activation_are_covered(world):
+def biases_scales_and_activations_are_covered(world):
     for activation in ("relu", "gelu", "swiglu"):
-        compare(world, make_layer(5, activation=activation, bias=True))
+        layer = make_layer(5, activation=activation, bias=True, output_scale=True)
+        assert sum(1 for _ in layer.experts.parameters()) == 5
+        compare(world, layer)
 
 
 def tokens_without_rows_get_exact_zero(world):
@@ -169,22 +172,20 @@ def five_steps_under_ddp_are_those_of_one_process(world):
         assert error(parameter, start.get_parameter(name)) > 1e-3, f"{name} was not trained"
 
 
-def two_replicas_of_two_shares_train_as_one_process(world):
-    """A mesh of two axes: experts over one, their gradients to be averaged over the other."""
-    from torch.distributed.device_mesh import init_device_mesh
-
+def fsdp_shards_replicas_of_the_experts_further(world):
+    """A mesh of two axes: experts over one, FSDP over the other, over both for the rest."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replica", "expert"))
-    layer = make_layer(3)
+    layer = make_layer(4)
+    layer.shared = make_shared()
     one = reference_of(layer)
     shard_experts(layer, mesh["expert"])
+    fully_shard(layer.experts, mesh=mesh["replica"])
+    fully_shard(layer, mesh=mesh["replica", "expert"]._flatten("data"))
     tokens = world.tokens()
     loss_of(layer(tokens[world.rank])[0], world.rank).backward()
     (sum(loss_of(one(x_TD)[0], rank) for rank, x_TD in enumerate(tokens)) / 4).backward()
-    gradient = layer.experts.wi.grad.to_local()
-    distributed.all_reduce(gradient, group=mesh["replica"].get_group())
-    gradient /= 2
-    assert error(whole(layer.experts.wi), one.experts.wi.grad) < 1e-12
-    assert D_MODEL == layer.experts.d_model
+    for name, parameter in one.named_parameters():
+        assert error(whole(layer.get_parameter(name)), parameter.grad) < 1e-12, name
 
 
 def clipping_sees_the_gradients_of_all_ranks(world):

@@ -5,11 +5,12 @@ from unittest import mock
 import pytest
 import torch
 from parallel_gradient_checks import loss_of
-from parallel_world import D_MODEL, error, make_layer, reference_of, whole
+from parallel_world import D_MODEL, error, make_layer, make_shared, reference_of, whole
 from torch import distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils.checkpoint import checkpoint
 
+from flan_moe.experts import ExpertWeights
 from flan_moe.experts.parallel import parallel_expert_ffn, shard_experts
 
 
@@ -34,29 +35,15 @@ class Recorder:
         return mock.patch.object(distributed, "all_to_all_single", self)
 
 
-class Shared(nn.Linear):
-    """An always-on expert that logs when its forward and its backward pass run."""
-
-    def __init__(self, events):
-        super().__init__(D_MODEL, D_MODEL, dtype=torch.float64)
-        self.events = events
-
-    def forward(self, x_TD):
-        self.events.append("shared")
-        y_TD = super().forward(x_TD)
-        y_TD.register_hook(lambda _: self.events.append("shared"))
-        return y_TD
-
-
 def the_shared_expert_runs_while_rows_are_under_way(world):
     """Forward between the launch and the wait of x and weights, and so backward."""
     recorder = Recorder()
     layer = make_layer(5)
-    torch.manual_seed(1)
-    layer.shared = Shared(recorder.events)
+    layer.shared = make_shared()
     one = reference_of(layer)
-    one.shared.events = []
     shard_experts(layer, world.mesh)
+    layer.shared.register_forward_hook(lambda *_: recorder.events.append("shared"))
+    layer.shared.register_full_backward_hook(lambda *_: recorder.events.append("shared"))
     x_TD = world.tokens()[world.rank]
     with recorder.patch():
         y_TD, _ = layer(x_TD)
@@ -69,8 +56,8 @@ def the_shared_expert_runs_while_rows_are_under_way(world):
     (sum(loss_of(one(each)[0], rank) for rank, each in enumerate(twin))).backward()
     assert error(x_TD.grad, twin[world.rank].grad) < 1e-12
     assert error(whole(layer.experts.wi) * world.ranks, one.experts.wi.grad) < 1e-12
-    shared = world.mean(layer.shared.weight.grad) * world.ranks
-    assert error(shared, one.shared.weight.grad) < 1e-12
+    shared = world.mean(layer.shared.wo.grad) * world.ranks
+    assert error(shared, one.shared.wo.grad) < 1e-12
 
 
 def dropout_is_reproducible(world):
@@ -147,69 +134,58 @@ def evaluation_keeps_nothing(world):
     assert error(y_TD, one(x_TD)[0]) < 1e-12
 
 
-def what_does_not_fit_is_named(world):
-    def refused(message, function, *arguments, **options):
+def what_does_not_fit_is_named_by_shard_experts(world):
+    def refused(message, module, mesh=world.mesh, **options):
         with pytest.raises(ValueError, match=message):
-            function(*arguments, **options)
+            shard_experts(module, mesh, **options)
 
     axes = init_device_mesh("cpu", (1, world.ranks), mesh_dim_names=("replica", "expert"))
-    refused(r"one dimension.*not of 2 .*'replica', 'expert'", shard_experts, make_layer(4), axes)
-    refused(
-        "loss='max': expected one of 'mean', 'sum'",
-        shard_experts,
-        make_layer(4),
-        world.mesh,
-        loss="max",
-    )
-    refused("no Experts module in Linear", shard_experts, nn.Linear(2, 2), world.mesh)
+    refused(r"one dimension.*not of 2 .*'replica', 'expert'", make_layer(4), axes)
+    refused("loss='max': expected one of 'mean', 'sum'", make_layer(4), loss="max")
+    refused("no Experts module in Linear", nn.Linear(2, 2))
     elsewhere = DeviceMesh("cpu", [0])
     if world.rank:
-        refused(f"rank {world.rank}, is not in the mesh", shard_experts, make_layer(4), elsewhere)
-    other_device = mock.Mock(wraps=world.mesh, ndim=1, device_type="cuda")
-    refused(
-        "experts.wi is on cpu, but the mesh is of 'cuda'",
-        shard_experts,
-        make_layer(4),
-        other_device,
-    )
+        refused(f"rank {world.rank}, is not in the mesh", make_layer(4), elsewhere)
+    on_gpus = mock.Mock(wraps=world.mesh, ndim=1, device_type="cuda")
+    refused("experts.wi is on cpu, but the mesh is of 'cuda'", make_layer(4), on_gpus)
+    refused("experts: state_names='per_expert'", make_layer(4, state_names="per_expert"))
+    reserved = make_layer(4)
+    reserved.experts.reserve_gradients(accumulate=True)
+    refused("experts: its gradients are reserved", reserved)
 
     layer = make_layer(4)
     shard_experts(layer, world.mesh)
-    refused(r"experts.wi is a DTensor already", shard_experts, layer, world.mesh)
-    x_TD = world.tokens()[world.rank]
-    refused(
-        r"tokens, x has",
-        layer.experts,
-        x_TD[:0].repeat(9, 1).new_zeros(99, D_MODEL),
-        layer.router(x_TD),
-    )
+    refused("experts.wi is a DTensor already", layer)
+    with pytest.raises(RuntimeError, match="not for experts that are spread over ranks"):
+        layer.experts.reserve_gradients(accumulate=True)
 
-    whole_layer = make_layer(4)
-    routing = whole_layer.router(x_TD)
-    group = world.mesh.get_group()
-    options = {"group": group, "activation": whole_layer.experts.activation}
-    weights = whole_layer.experts.weights
+
+def what_does_not_fit_is_named_by_parallel_expert_ffn(world):
+    layer = make_layer(4)
+    x_TD = world.tokens()[world.rank]
+    routing = layer.router(x_TD)
     share = 4 // world.ranks
-    refused(
-        f"rank {world.rank} of {world.ranks} owns {share} of 4 experts, but wi_EDH is of 4",
-        parallel_expert_ffn,
-        x_TD,
-        routing,
-        weights,
-        num_experts=4,
-        **options,
-    )
-    refused(
-        "num_experts=6, but the routing is for 4",
-        parallel_expert_ffn,
-        x_TD,
-        routing,
-        weights,
-        num_experts=6,
-        **options,
-    )
-    options["group"] = distributed.new_group([0])
+    local = ExpertWeights(*(w if w is None else w[:share] for w in layer.experts.weights))
+    group = world.mesh.get_group()
+
+    def refused(message, x_TD=x_TD, weights=local, group=group, num_experts=4, **options):
+        with pytest.raises(ValueError, match=message):
+            parallel_expert_ffn(
+                x_TD,
+                routing,
+                weights,
+                group=group,
+                num_experts=num_experts,
+                activation="geglu",
+                **options,
+            )
+
+    place = f"rank {world.rank} of {world.ranks} owns {share} of 4 experts, but"
+    refused(f"{place} wi_EDH is of 4", weights=layer.experts.weights)
+    refused(f"{place} scale_E is of 4", scale_E=torch.ones(4))
+    refused("num_experts=6, but the routing is for 4", num_experts=6)
+    refused(f"for {len(x_TD)} tokens, x has 99", x_TD=x_TD.new_zeros(99, D_MODEL))
+    refused("loss='max'", loss="max")
+    first_only = distributed.new_group([0])
     if world.rank:
-        refused(
-            "is not in it", parallel_expert_ffn, x_TD, routing, weights, num_experts=4, **options
-        )
+        refused(f"this process, rank {world.rank}, is not in it", group=first_only)

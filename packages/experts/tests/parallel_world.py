@@ -1,7 +1,7 @@
 """Run as a program: one rank of several, which makes the checks of `parallel_checks` in order.
 
-``python parallel_world.py RANK RANKS FOLDER DEVICE`` writes ``FOLDER/rank<RANK>of<RANKS>.json``, which
-maps the names of the checks made to a traceback or null. The first failure ends the rank, because
+``python parallel_world.py RANK RANKS FOLDER DEVICE`` writes ``FOLDER/rank<RANK>of<RANKS>.json``:
+the names of the checks made, with null or a traceback. The first failure ends the rank, because
 the others may now wait for it.
 """
 
@@ -17,7 +17,7 @@ import torch
 from torch import distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from flan_moe.experts import Experts, SparseFeedForward
+from flan_moe.experts import Experts, SharedExperts, SparseFeedForward
 from flan_moe.routing import RouterConfig, build_router
 
 D_MODEL, D_FF = 6, 10
@@ -64,6 +64,12 @@ def make_layer(num_experts, *, capacity_factor=None, dtype=torch.float64, seed=0
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return layer.to(dtype)
+
+
+def make_shared():
+    """An always-on expert, the same on every rank."""
+    torch.manual_seed(7)
+    return SharedExperts(D_MODEL, D_FF).double()
 
 
 def reference_of(layer):

@@ -68,7 +68,7 @@ def passed(outcomes, check):
     "check",
     [
         "every_share_of_experts_gives_the_numbers_of_one_process",
-        "biases_and_every_kind_of_activation_are_covered",
+        "biases_scales_and_activations_are_covered",
         "tokens_without_rows_get_exact_zero",
         "an_expert_without_rows_has_a_gradient_of_zero",
         "a_summed_loss_is_not_divided",
@@ -77,7 +77,7 @@ def passed(outcomes, check):
         "what_is_frozen_gets_no_gradient_and_the_rest_the_same",
         "five_steps_under_ddp_are_those_of_one_process",
         "clipping_sees_the_gradients_of_all_ranks",
-        "two_replicas_of_two_shares_train_as_one_process",
+        "fsdp_shards_replicas_of_the_experts_further",
         "dropout_is_reproducible",
         "activation_checkpointing_repeats_the_exchange",
         "under_autocast_rows_travel_in_its_dtype",
@@ -95,7 +95,8 @@ def test_on_four_ranks(check, four):
     [
         "every_share_of_experts_gives_the_numbers_of_one_process",
         "the_shared_expert_runs_while_rows_are_under_way",
-        "what_does_not_fit_is_named",
+        "what_does_not_fit_is_named_by_shard_experts",
+        "what_does_not_fit_is_named_by_parallel_expert_ffn",
         "two_ranks_load_what_four_saved",
         "a_layer_on_the_meta_device_is_made_in_shards",
     ],

@@ -32,6 +32,7 @@ def parallel_expert_ffn(
     activation: str,
     dropout: float = 0.0,
     training: bool = False,
+    scale_E: Tensor | None = None,
     backend: str = "auto",
     loss: str = "mean",
 ) -> Tensor:
@@ -58,6 +59,7 @@ def parallel_expert_ffn(
         activation: see `expert_ffn`.
         dropout: see `expert_ffn`; each rank draws from its own generator.
         training: see `expert_ffn`.
+        scale_E: of this rank's experts, see `expert_ffn`.
         backend: see `expert_ffn`.
         loss: ``"mean"`` or ``"sum"``.
 
@@ -78,6 +80,7 @@ def parallel_expert_ffn(
         activation=activation,
         dropout=dropout,
         training=training,
+        scale_E=scale_E,
         backend=backend,
         loss=loss,
     )()
@@ -90,6 +93,7 @@ def start_expert_ffn(
     *,
     group: distributed.ProcessGroup,
     num_experts: int,
+    scale_E: Tensor | None = None,
     loss: str = "mean",
     **options: Any,
 ) -> Callable[[], Tensor]:
@@ -101,14 +105,18 @@ def start_expert_ffn(
         in the backward pass, its backward pass hides the way of their gradients.
     """
     check_loss(loss)
-    _check_share(x_TD, routing, weights, group, num_experts)
+    _check_share(x_TD, routing, {**weights._asdict(), "scale_E": scale_E}, group, num_experts)
     plan = plan_exchange(routing, group)
     x_RD = tokens_to_rows(x_TD, plan.home, dtype=_travel_dtype(x_TD))
     row_weight_R = routing.row_weight_R[: x_RD.shape[0]]
     exchange = start_exchange((x_RD, row_weight_R), plan.traffic)
     divisor = group.size() if loss == "mean" else 1
-    weights = ExpertWeights(*(w if w is None else _Share.apply(w, divisor) for w in weights))
-    return partial(_finish, exchange, plan, weights, x_TD.dtype, options)
+    *weights, scale_E = (
+        tensor if tensor is None else _Share.apply(tensor, divisor)
+        for tensor in (*weights, scale_E)
+    )
+    options["scale_E"] = scale_E
+    return partial(_finish, exchange, plan, ExpertWeights(*weights), x_TD.dtype, options)
 
 
 def check_loss(loss: str) -> None:
@@ -126,7 +134,7 @@ def _finish(
 ) -> Tensor:
     x_SD, row_weight_S = exchange.wait()
     if weights.wi_EDH.shape[0] == 0:
-        y_SD = _NoExperts.apply(x_SD, row_weight_S, *weights)
+        y_SD = _NoExperts.apply(x_SD, row_weight_S, *weights, options["scale_E"])
     else:
         away = Routing(
             **plan.away._asdict(),
@@ -186,7 +194,7 @@ class _Share(torch.autograd.Function):
 def _check_share(
     x_TD: Tensor,
     routing: Routing,
-    weights: ExpertWeights,
+    owned: dict[str, Tensor | None],
     group: distributed.ProcessGroup,
     num_experts: int,
 ) -> None:
@@ -199,10 +207,10 @@ def _check_share(
         )
     if routing.num_tokens != x_TD.shape[0]:
         raise ValueError(f"the routing is for {routing.num_tokens} tokens, x has {x_TD.shape[0]}")
-    owned = owned_experts(num_experts, ranks, rank)
-    for name, weight in weights._asdict().items():
-        if weight is not None and weight.shape[0] != len(owned):
+    count = len(owned_experts(num_experts, ranks, rank))
+    for name, tensor in owned.items():
+        if tensor is not None and tensor.shape[0] != count:
             raise ValueError(
-                f"rank {rank} of {ranks} owns {len(owned)} of {num_experts} experts, but {name} "
-                f"is of {weight.shape[0]}"
+                f"rank {rank} of {ranks} owns {count} of {num_experts} experts, but {name} is of "
+                f"{tensor.shape[0]}"
             )

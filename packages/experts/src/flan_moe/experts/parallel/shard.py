@@ -37,7 +37,8 @@ class ExpertParallel:
         return start_expert_ffn(
             x_TD,
             routing,
-            ExpertWeights(*(None if w is None else w.to_local() for w in experts.weights)),
+            ExpertWeights(*map(_local, experts.weights)),
+            scale_E=_local(experts.scale),
             group=self.mesh.get_group(),
             num_experts=experts.num_experts,
             loss=self.loss,
@@ -82,13 +83,15 @@ def shard_experts(module: nn.Module, mesh: DeviceMesh, *, loss: str = "mean") ->
     Raises:
         ValueError: if the mesh has several dimensions, is of another kind of device than the
             parameters, or does not include this process; if there are no experts; if their
-            parameters are DTensors already.
+            parameters are DTensors already; if they have reserved gradients or per-expert names.
     """
     check_loss(loss)
     _check_mesh(mesh)
     found = {name: m for name, m in module.named_modules() if isinstance(m, Experts)}
     if not found:
         raise ValueError(f"there is no Experts module in {type(module).__name__}")
+    for prefix, experts in found.items():
+        _check_options(prefix, experts)
     parameters = {
         (prefix, name): parameter
         for prefix, experts in found.items()
@@ -101,6 +104,10 @@ def shard_experts(module: nn.Module, mesh: DeviceMesh, *, loss: str = "mean") ->
     for experts in found.values():
         experts.parallel = ExpertParallel(mesh=mesh, loss=loss)
     return [_join(prefix, name) for prefix, name in parameters]
+
+
+def _local(parameter: DTensor | None) -> Tensor | None:
+    return None if parameter is None else parameter.to_local()
 
 
 def _shard(parameter: nn.Parameter, mesh: DeviceMesh) -> nn.Parameter:
@@ -122,6 +129,16 @@ def _check_mesh(mesh: DeviceMesh) -> None:
         raise ValueError(
             f"this process, rank {torch.distributed.get_rank()}, is not in the mesh "
             f"{mesh.mesh.tolist()}"
+        )
+
+
+def _check_options(name: str, experts: Experts) -> None:
+    if experts.has_reserved_gradients:
+        raise ValueError(f"{name or 'module'}: its gradients are reserved (reserve_gradients)")
+    if experts.state_names != "stacked":
+        raise ValueError(
+            f"{name or 'module'}: state_names={experts.state_names!r}: what is sharded is "
+            f"'stacked'; name the experts after gathering, see flan_moe.experts.names"
         )
 
 
