@@ -18,6 +18,7 @@ CHECKS = {
         gradients.tokens_without_rows_get_exact_zero,
         gradients.an_expert_without_rows_has_a_gradient_of_zero,
         gradients.a_summed_loss_is_not_divided,
+        gradients.gradients_accumulate_over_microbatches,
         gradients.float32_differs_by_rounding_only,
         gradients.the_functional_form_takes_local_weights,
         gradients.what_is_frozen_gets_no_gradient_and_the_rest_the_same,

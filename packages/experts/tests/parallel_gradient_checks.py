@@ -91,6 +91,19 @@ def a_summed_loss_is_not_divided(world):
     compare(world, make_layer(5), loss="sum")
 
 
+def gradients_accumulate_over_microbatches(world):
+    layer = make_layer(5)
+    one = reference_of(layer)
+    shard_experts(layer, world.mesh)
+    for seed in (0, 1):
+        tokens = world.tokens(seed)
+        loss_of(layer(tokens[world.rank])[0], world.rank).backward()
+        total = sum(loss_of(one(x_TD)[0], rank) for rank, x_TD in enumerate(tokens))
+        (total / world.ranks).backward()
+    for name, parameter in one.experts.named_parameters():
+        assert error(whole(layer.experts.get_parameter(name)), parameter.grad) < 1e-12, name
+
+
 def float32_differs_by_rounding_only(world):
     layer = make_layer(5, dtype=torch.float32)
     tokens = [x_TD.detach().float().requires_grad_() for x_TD in world.tokens()]

@@ -1,8 +1,8 @@
 """Run as a program: one rank of several, which makes the checks of `parallel_checks` in order.
 
-``python parallel_world.py RANK RANKS FOLDER DEVICE`` writes ``FOLDER/rank<RANK>of<RANKS>.json``:
-the names of the checks made, with null or a traceback. The first failure ends the rank, because
-the others may now wait for it.
+``python parallel_world.py RANK RANKS FOLDER DEVICE`` writes
+``FOLDER/rank<RANK>of<RANKS>_<DEVICE>.json``: the names of the checks made, with null or a
+traceback. The first failure ends the rank, because the others may now wait for it.
 """
 
 import copy
@@ -103,7 +103,7 @@ def main(rank, ranks, folder, device):
         init_method=f"file://{folder / f'rendezvous_{device}{ranks}'}",
         rank=rank,
         world_size=ranks,
-        timeout=timedelta(seconds=20),
+        timeout=timedelta(seconds=60),
     )
     mesh = init_device_mesh(device, (ranks,), mesh_dim_names=("expert",))
     world = World(rank, ranks, mesh["expert"], folder, device)
@@ -115,7 +115,7 @@ def main(rank, ranks, folder, device):
             outcomes[check.__name__] = traceback.format_exc()
             break
         outcomes[check.__name__] = None
-    (folder / f"rank{rank}of{ranks}.json").write_text(json.dumps(outcomes))
+    (folder / f"rank{rank}of{ranks}_{device}.json").write_text(json.dumps(outcomes))
     if not any(outcomes.values()):
         distributed.barrier()
         distributed.destroy_process_group()  # its threads must not outlive the interpreter

@@ -38,11 +38,11 @@ def parallel_expert_ffn(
 ) -> Tensor:
     """As `expert_ffn`, where each rank has its own tokens and a share of the experts.
 
-    Rows go to the rank of their expert and their results come back, so that every rank of the
-    group must call this, forward and backward, equally often, with any number of tokens (or
-    none). Rows are weighted where the experts are. With the x of a rank goes 4 bytes per row for
-    the weight; the results are summed by token at home, in float32 or wider and in a fixed order.
-    Under autocast rows travel in the autocast dtype, both ways.
+    Rows go to the rank of their expert and their results come back. So every rank of the group
+    must call this, forward and backward, equally often and with gradients required of the same
+    arguments; it may have any number of tokens, or none. A row takes its weight along, 4 bytes,
+    and is weighted where its expert is; results are summed by token at home, in float32 or wider
+    and in a fixed order. Under autocast rows travel in the autocast dtype, both ways.
 
     Let L_n be the loss of rank n of N, a function of its own tokens. Every rank's gradient of x
     and of the row weights is that of its own L_n, as if it had all experts. That of the weights
@@ -176,8 +176,8 @@ class _NoExperts(torch.autograd.Function):
 class _Share(torch.autograd.Function):
     """A weight whose gradient is divided, and contiguous.
 
-    It is to become that of a DTensor, and to lay one of those out anew, autograd would
-    communicate, on this rank only.
+    The gradient is to be that of a DTensor. If its strides were others than the parameter's,
+    autograd would copy it by operations that communicate, perhaps on this rank only.
     """
 
     @staticmethod
