@@ -33,6 +33,8 @@ from flan_moe.experts.dropout import dropout_scale
 from flan_moe.experts.weights import ExpertWeights
 
 _CHUNK_ROWS = 256
+_FEW_ROWS = 64
+"""Rows per expert; measured with MKL on two AVX-512 cores, d = 512, f = 2048."""
 
 
 def forward(
@@ -109,8 +111,7 @@ def backward(
         if needs_dh or wanted.row_weight:
             # Without the row's weight yet: as such it is what the weight's own gradient needs.
             da_cF = da_scratch[: chunk.size]
-            for expert, here in chunk.experts:
-                torch.mm(dy_cD[here], wo_EFD[expert].to(dtype).T, out=da_cF[here])
+            _times_transposed(dy_cD, wo_EFD, chunk, out_cM=da_cF)
         if wanted.row_weight:
             drow_weight_R[chunk.rows] = _dot(da_cF, a_cF)
             if bo_ED is not None:
@@ -134,9 +135,7 @@ def backward(
             for expert, here in chunk.experts:
                 dbi_EH[expert] = dh_cH[here].sum(0)
         if wanted.x:
-            dx_cD = dx_RD[chunk.rows]
-            for expert, here in chunk.experts:
-                torch.mm(dh_cH[here], wi_EDH[expert].to(dtype).T, out=dx_cD[here])
+            _times_transposed(dh_cH, wi_EDH, chunk, out_cM=dx_RD[chunk.rows])
 
     for gradient, add in ((dwi_EDH, add_wi), (dwo_EFD, add_wo)):
         if gradient is not None and not add:
@@ -174,6 +173,23 @@ def _dot(left_rN: Tensor, right: Tensor) -> Tensor:
     """The product of each row with another, or with a vector, summed in float32 or wider."""
     dtype = torch.promote_types(left_rN.dtype, torch.float32)
     return torch.linalg.vecdot(left_rN.to(dtype), right.to(dtype))
+
+
+def _times_transposed(
+    left_cN: Tensor, weight_EMN: Tensor, chunk: _Chunk, *, out_cM: Tensor
+) -> None:
+    """Each expert's rows times its weight transposed."""
+    dtype = left_cN.dtype
+    # With few rows BLAS is faster the other way round: the copy costs less than what it saves.
+    few = left_cN.device.type == "cpu" and chunk.size < _FEW_ROWS * len(chunk.experts)
+    if not few:
+        for expert, here in chunk.experts:
+            torch.mm(left_cN[here], weight_EMN[expert].to(dtype).T, out=out_cM[here])
+        return
+    product_Mc = left_cN.new_empty(weight_EMN.shape[1], chunk.size)
+    for expert, here in chunk.experts:
+        torch.mm(weight_EMN[expert].to(dtype), left_cN[here].T, out=product_Mc[:, here])
+    out_cM.copy_(product_Mc.T)
 
 
 def _gradient_of(weight: Tensor, main_grad: Tensor | None) -> Tensor:
