@@ -14,17 +14,19 @@ class TileConfig:
 
     Attributes:
         block_m: rows of a tile of the output; for weight gradients, rows of the weight.
-        block_n: columns of a tile of the output (of each half, for a gated up-projection).
+        block_n: columns of a tile of the output (of each half, for a gated up-projection), at
+            least 32: epilogues take them in two halves.
         block_k: steps of the contraction; for weight gradients, rows (of tokens) per step.
         group_m: row tiles that share the reads of a column of the weight.
         num_warps: warps of a program.
         num_stages: depth of the load pipeline.
-        tma: whether weights are read through tensor descriptors where their strides allow.
+        tma: whether weights, and rows that are not gathered, are read through tensor descriptors
+            where their strides allow.
         programs_per_sm: programs that run on one multiprocessor at a time.
 
     Raises:
-        ValueError: naming the field, for a block that is no power of two of at least 16, or
-            another number out of its range.
+        ValueError: naming the field, for a block that is no power of two or too small, or another
+            number out of its range.
     """
 
     block_m: int
@@ -37,8 +39,9 @@ class TileConfig:
     programs_per_sm: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("block_m", "block_n", "block_k"):
-            _require_power_of_two(name, getattr(self, name), 16, 512)
+        _require_power_of_two("block_m", self.block_m, 16, 512)
+        _require_power_of_two("block_n", self.block_n, 32, 512)
+        _require_power_of_two("block_k", self.block_k, 16, 512)
         _require_power_of_two("num_warps", self.num_warps, 1, 32)
         for name, most in (("group_m", 64), ("num_stages", 8), ("programs_per_sm", 8)):
             value = getattr(self, name)

@@ -26,9 +26,9 @@ from flan_moe.experts.kernels.activation import slope_from_output, value_and_slo
 from flan_moe.experts.kernels.config import TileConfig
 from flan_moe.experts.kernels.dropout import dropout_tile
 from flan_moe.experts.kernels.launch import dot_precision, programs, weight_load
-from flan_moe.experts.kernels.operands import weight_source
-from flan_moe.experts.kernels.product import product
+from flan_moe.experts.kernels.operands import row_tile, weight_source, weight_tile
 from flan_moe.experts.kernels.schedule import TileTable, locate
+from flan_moe.experts.kernels.slices import halves
 
 
 class HiddenGradients(NamedTuple):
@@ -171,60 +171,103 @@ def _dhidden(
     PRECISION: tl.constexpr,
 ):
     """Persistent, grid (programs). A piece of work is a row tile and BLOCK_N columns of da."""
-    H = 2 * F if GATED else F
     source = weight_source(
         w_EDF, experts, D, F, stride_we, stride_wd, stride_wf, BLOCK_K, BLOCK_N, LOAD
     )
     row_tiles = tl.load(tile_count)
     for work in tl.range(tl.program_id(0), row_tiles * column_tiles, tl.num_programs(0)):
-        row_tile, column_tile = locate(work, row_tiles, column_tiles, GROUP_M)
-        expert = tl.load(tile_expert_M + row_tile)
-        row = tl.load(tile_row_M + row_tile) + tl.arange(0, BLOCK_M)
+        row_block, column_block = locate(work, row_tiles, column_tiles, GROUP_M)
+        expert = tl.load(tile_expert_M + row_block)
+        row = tl.load(tile_row_M + row_block) + tl.arange(0, BLOCK_M)
         row_inside = row < tl.load(expert_offsets + expert + 1)
         token = tl.load(row_token_R + row, mask=row_inside, other=0)
         dy_rows = dy_TD + token.to(tl.int64) * stride_yt
-        first_n = column_tile * BLOCK_N
-        da = product(
-            dy_rows, stride_yd, source, expert, first_n, D, F, stride_we, stride_wd, stride_wf,
-            BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, EVEN_N, LOAD, PRECISION,
-        )  # fmt: skip
-        n = first_n + tl.arange(0, BLOCK_N)
-        inside = row_inside[:, None] & (n < F)[None, :]
+        first_n = column_block * BLOCK_N
+        da = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+        for k in range(0, D, BLOCK_K):
+            dy = row_tile(dy_rows, k, D, stride_yd, BLOCK_K, EVEN_K)
+            if LOAD == "transposed":
+                w = tl.reshape(source.load([expert, first_n, k]), (BLOCK_N, BLOCK_K)).T
+            else:
+                w = weight_tile(
+                    w_EDF, expert, k, first_n, D, F, stride_we, stride_wd, stride_wf,
+                    BLOCK_K, BLOCK_N, EVEN_K, EVEN_N,
+                )  # fmt: skip
+            da = tl.dot(dy, w.to(dy.dtype), da, input_precision=PRECISION)
         row = row.to(tl.int64)
         weight = tl.load(row_weight_R + row * stride_weight, mask=row_inside, other=0.0)
-        at_RH = row[:, None] * H + n[None, :]
-        at_RF = row[:, None] * F + n[None, :]
-
-        # a: the hidden activation after dropout; slope: of a in h, or in the gate half of h.
-        first = tl.load(kept + at_RH, mask=inside, other=0.0).to(tl.float32)
-        if FROM_OUTPUT:
-            a = first
-            slope = slope_from_output(a * inverse_scale, ACT) * scale
-            # What dropout zeroed has no gradient, nor has what the activation zeroed.
-            slope = tl.where(a == 0, 0.0, slope)
-        else:
-            value, slope = value_and_slope(first, ACT)
-            if seed is not None:
-                factor = dropout_tile(
-                    tl.load(seed), row, first_n, F, dropped_levels, scale, BLOCK_M, BLOCK_N
-                )
-                value *= factor
-                slope *= factor
-            if GATED:
-                linear = tl.load(kept + at_RH + F, mask=inside, other=0.0).to(tl.float32)
-                a = value * linear
-                slope *= linear
-            else:
-                a = value
+        # As a whole, the tile and what is computed from it would not fit the registers.
+        left, right = halves(da, BLOCK_M, BLOCK_N)
+        partial = _pull_back(
+            left, weight, row, row_inside, first_n, kept, dh_RH, weighted_RF,
+            seed, dropped_levels, scale, inverse_scale, F,
+            ACT, GATED, FROM_OUTPUT, BLOCK_M, BLOCK_N // 2,
+        )  # fmt: skip
+        partial += _pull_back(
+            right, weight, row, row_inside, first_n + BLOCK_N // 2, kept, dh_RH, weighted_RF,
+            seed, dropped_levels, scale, inverse_scale, F,
+            ACT, GATED, FROM_OUTPUT, BLOCK_M, BLOCK_N // 2,
+        )  # fmt: skip
         if partial_CR is not None:
-            partial = tl.sum(tl.where(inside, da * a, 0.0), axis=1)
-            tl.store(partial_CR + column_tile.to(tl.int64) * R + row, partial, mask=row_inside)
-        if weighted_RF is not None:
-            weighted = (weight[:, None] * a).to(weighted_RF.dtype.element_ty)
-            tl.store(weighted_RF + at_RF, weighted, mask=inside)
-        if dh_RH is not None:
-            da *= weight[:, None]
-            tl.store(dh_RH + at_RH, (da * slope).to(dh_RH.dtype.element_ty), mask=inside)
-            if GATED:
-                dlinear = (da * value).to(dh_RH.dtype.element_ty)
-                tl.store(dh_RH + at_RH + F, dlinear, mask=inside)
+            tl.store(partial_CR + column_block.to(tl.int64) * R + row, partial, mask=row_inside)
+
+
+@triton.jit
+def _pull_back(
+    da,
+    weight,
+    row,
+    row_inside,
+    first_n,
+    kept,
+    dh_RH,
+    weighted_RF,
+    seed,
+    dropped_levels,
+    scale,
+    inverse_scale,
+    F,
+    ACT: tl.constexpr,
+    GATED: tl.constexpr,
+    FROM_OUTPUT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Store what comes of BLOCK_N columns of da; their part of <da, a> of each row."""
+    H = 2 * F if GATED else F
+    n = first_n + tl.arange(0, BLOCK_N)
+    inside = row_inside[:, None] & (n < F)[None, :]
+    at_RH = row[:, None] * H + n[None, :]
+    at_RF = row[:, None] * F + n[None, :]
+    # a: the hidden activation after dropout; slope: of a in h, or in the gate half of h.
+    first = tl.load(kept + at_RH, mask=inside, other=0.0).to(tl.float32)
+    if FROM_OUTPUT:
+        a = first
+        slope = slope_from_output(a * inverse_scale, ACT) * scale
+        # What dropout zeroed has no gradient, nor has what the activation zeroed.
+        slope = tl.where(a == 0, 0.0, slope)
+    else:
+        value, slope = value_and_slope(first, ACT)
+        if seed is not None:
+            factor = dropout_tile(
+                tl.load(seed), row, first_n, F, dropped_levels, scale, BLOCK_M, BLOCK_N
+            )
+            value *= factor
+            slope *= factor
+        if GATED:
+            linear = tl.load(kept + at_RH + F, mask=inside, other=0.0).to(tl.float32)
+            a = value * linear
+            slope *= linear
+        else:
+            a = value
+    partial = tl.sum(tl.where(inside, da * a, 0.0), axis=1)
+    if weighted_RF is not None:
+        weighted = (weight[:, None] * a).to(weighted_RF.dtype.element_ty)
+        tl.store(weighted_RF + at_RF, weighted, mask=inside)
+    if dh_RH is not None:
+        da *= weight[:, None]
+        tl.store(dh_RH + at_RH, (da * slope).to(dh_RH.dtype.element_ty), mask=inside)
+        if GATED:
+            dlinear = (da * value).to(dh_RH.dtype.element_ty)
+            tl.store(dh_RH + at_RH + F, dlinear, mask=inside)
+    return partial

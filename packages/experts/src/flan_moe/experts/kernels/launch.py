@@ -31,32 +31,45 @@ def dot_precision(dtype: torch.dtype) -> str:
     return "tf32" if tf32 else "ieee"
 
 
-def weight_load(w_EKN: Tensor, config: TileConfig) -> str:
-    """How `operands.weight_tile` is to read ``w_EKN``: "pointers", "descriptor" or "transposed".
+def weight_load(w_EKN: Tensor, config: TileConfig, *, halves: bool = False) -> str:
+    """How a kernel is to read ``w_EKN``: "pointers", "descriptor" or "transposed".
 
-    A descriptor where ``config.tma`` asks for one and memory allows it: one of the two inner axes
-    has unit stride, every other stride and the first element are aligned to 16 bytes, and a
-    row of the tile is at least 16 bytes. Else pointers, which read any strides.
+    A descriptor where ``config.tma`` asks for one and memory allows it: N has unit stride
+    ("descriptor") or K ("transposed"), the first element and every other stride are aligned to
+    16 bytes, and so is the second half of the columns if it is read on its own (``halves``).
+    Else pointers, which read any strides. See `operands.weight_source`.
     """
     if not config.tma:
         return "pointers"
     stride_e, stride_k, stride_n = w_EKN.stride()
-    size = w_EKN.element_size()
     if stride_n == 1:
-        load, outer, inner_block = "descriptor", stride_k, config.block_n
-    elif stride_k == 1:
-        load, outer, inner_block = "transposed", stride_n, config.block_k
+        load, outer = "descriptor", stride_k
     else:
+        load, outer = "transposed", stride_n
+    offsets = [stride_e, outer, *([w_EKN.shape[2] // 2] if halves else [])]
+    if halves and load == "transposed":
         return "pointers"
-    aligned = all(
-        number % _TMA_ALIGNMENT == 0
-        for number in (w_EKN.data_ptr(), stride_e * size, outer * size, inner_block * size)
-    )
-    # A stride of zero (an expanded stack) is none that a descriptor takes.
-    if not aligned or 0 in (stride_e, outer):
+    if 1 not in (stride_k, stride_n) or not _descriptor_fits(w_EKN, offsets):
         return "pointers"
     triton.set_allocator(_allocate)
     return load
+
+
+def rows_load(rows_RK: Tensor, config: TileConfig) -> str:
+    """How a kernel is to read consecutive rows: "descriptor" or "pointers", by the same rule."""
+    stride_r, stride_k = rows_RK.stride()
+    if not config.tma or stride_k != 1 or not _descriptor_fits(rows_RK, [stride_r]):
+        return "pointers"
+    triton.set_allocator(_allocate)
+    return "descriptor"
+
+
+def _descriptor_fits(tensor: Tensor, offsets: list[int]) -> bool:
+    """Whether memory is aligned as a descriptor needs; ``offsets`` are in elements."""
+    size = tensor.element_size()
+    return tensor.data_ptr() % _TMA_ALIGNMENT == 0 and all(
+        offset > 0 and offset * size % _TMA_ALIGNMENT == 0 for offset in offsets
+    )
 
 
 def _allocate(size: int, alignment: int, stream: int | None) -> Tensor:

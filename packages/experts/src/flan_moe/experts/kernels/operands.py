@@ -41,10 +41,12 @@ def weight_source(
     BLOCK_N: tl.constexpr,
     LOAD: tl.constexpr,
 ):
-    """What `weight_tile` reads from, by ``LOAD``.
+    """What a kernel loads a weight from, by ``LOAD``.
 
-    "pointers": the pointer itself. "descriptor": a descriptor of the whole stack, N of unit stride.
-    "transposed": the same where K is of unit stride; its tiles are (1, BLOCK_N, BLOCK_K).
+    "descriptor": a descriptor of the whole stack, N of unit stride, tiles (1, BLOCK_K, BLOCK_N).
+    "transposed": the same where K is of unit stride, tiles (1, BLOCK_N, BLOCK_K). "pointers": the
+    pointer itself, for `weight_tile`. Kernels load from a descriptor in their own bodies, because
+    triton 3.3 passes none to a function.
     """
     if LOAD == "descriptor":
         source = descriptor(
@@ -62,7 +64,7 @@ def weight_source(
 
 @triton.jit
 def weight_tile(
-    source,
+    w_EKN,
     expert,
     first_k,
     first_n,
@@ -75,31 +77,21 @@ def weight_tile(
     BLOCK_N: tl.constexpr,
     EVEN_K: tl.constexpr,
     EVEN_N: tl.constexpr,
-    LOAD: tl.constexpr,
 ):
-    """(BLOCK_K, BLOCK_N) of one expert's weight; zeros past ``size_k``.
-
-    Columns past ``end_n`` are zeros by pointers and whatever is there, in the same expert, by
-    descriptor: no caller stores what comes of them.
-    """
-    if LOAD == "descriptor":
-        tile = tl.reshape(source.load([expert, first_k, first_n]), (BLOCK_K, BLOCK_N))
-    elif LOAD == "transposed":
-        tile = tl.reshape(source.load([expert, first_n, first_k]), (BLOCK_N, BLOCK_K)).T
+    """(BLOCK_K, BLOCK_N) of one expert's weight; zeros past ``size_k`` and ``end_n``."""
+    k = first_k + tl.arange(0, BLOCK_K)
+    n = first_n + tl.arange(0, BLOCK_N)
+    here = w_EKN + expert.to(tl.int64) * stride_e
+    pointers = here + k.to(tl.int64)[:, None] * stride_k + n.to(tl.int64)[None, :] * stride_n
+    if EVEN_K and EVEN_N:
+        tile = tl.load(pointers)
+    elif EVEN_K:
+        tile = tl.load(pointers, mask=(n < end_n)[None, :], other=0.0)
+    elif EVEN_N:
+        tile = tl.load(pointers, mask=(k < size_k)[:, None], other=0.0)
     else:
-        k = first_k + tl.arange(0, BLOCK_K)
-        n = first_n + tl.arange(0, BLOCK_N)
-        here = source + expert.to(tl.int64) * stride_e
-        pointers = here + k.to(tl.int64)[:, None] * stride_k + n.to(tl.int64)[None, :] * stride_n
-        if EVEN_K and EVEN_N:
-            tile = tl.load(pointers)
-        elif EVEN_K:
-            tile = tl.load(pointers, mask=(n < end_n)[None, :], other=0.0)
-        elif EVEN_N:
-            tile = tl.load(pointers, mask=(k < size_k)[:, None], other=0.0)
-        else:
-            mask = (k < size_k)[:, None] & (n < end_n)[None, :]
-            tile = tl.load(pointers, mask=mask, other=0.0)
+        mask = (k < size_k)[:, None] & (n < end_n)[None, :]
+        tile = tl.load(pointers, mask=mask, other=0.0)
     return tile
 
 

@@ -12,9 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from flan_moe.experts.kernels.config import TileConfig
-from flan_moe.experts.kernels.launch import dot_precision, programs, weight_load
-from flan_moe.experts.kernels.operands import weight_source
-from flan_moe.experts.kernels.product import product
+from flan_moe.experts.kernels.launch import dot_precision, programs, rows_load, weight_load
+from flan_moe.experts.kernels.operands import descriptor, row_tile, weight_source, weight_tile
 from flan_moe.experts.kernels.schedule import TileTable, locate
 
 
@@ -47,6 +46,7 @@ def rows_matmul(
         tiles.count,
         column_tiles,
         w_EKN.shape[0],
+        rows,
         contracted,
         width,
         *left_RK.stride(),
@@ -59,6 +59,7 @@ def rows_matmul(
         EVEN_K=contracted % config.block_k == 0,
         EVEN_N=width % config.block_n == 0,
         LOAD=weight_load(w_EKN, config),
+        ROWS=rows_load(left_RK, config),
         PRECISION=dot_precision(left_RK.dtype),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
@@ -78,6 +79,7 @@ def _rows_matmul(
     tile_count,
     column_tiles,
     experts,
+    R,
     K,
     N,
     stride_lr,
@@ -94,26 +96,42 @@ def _rows_matmul(
     EVEN_K: tl.constexpr,
     EVEN_N: tl.constexpr,
     LOAD: tl.constexpr,
+    ROWS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Persistent, grid (programs). A piece of work is a row tile and BLOCK_N columns of y."""
     source = weight_source(
         w_EKN, experts, K, N, stride_we, stride_wk, stride_wn, BLOCK_K, BLOCK_N, LOAD
     )
+    if ROWS == "descriptor":
+        rows = descriptor(left_RK, [R, K], [stride_lr, 1], [BLOCK_M, BLOCK_K])
     row_tiles = tl.load(tile_count)
     for work in tl.range(tl.program_id(0), row_tiles * column_tiles, tl.num_programs(0)):
-        row_tile, column_tile = locate(work, row_tiles, column_tiles, GROUP_M)
-        expert = tl.load(tile_expert_M + row_tile)
-        row = tl.load(tile_row_M + row_tile) + tl.arange(0, BLOCK_M)
+        row_block, column_block = locate(work, row_tiles, column_tiles, GROUP_M)
+        expert = tl.load(tile_expert_M + row_block)
+        first_row = tl.load(tile_row_M + row_block)
+        row = first_row + tl.arange(0, BLOCK_M)
         end = tl.load(expert_offsets + expert + 1)
-        # A row past the end reads the expert's last: in bounds, and not stored.
+        # What a row past the end reads is in bounds, and not stored.
         left_rows = left_RK + tl.minimum(row, end - 1).to(tl.int64) * stride_lr
-        first_n = column_tile * BLOCK_N
+        first_n = column_block * BLOCK_N
         n = first_n + tl.arange(0, BLOCK_N)
-        y = product(
-            left_rows, stride_lk, source, expert, first_n, K, N, stride_we, stride_wk, stride_wn,
-            BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, EVEN_N, LOAD, PRECISION,
-        )  # fmt: skip
+        y = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+        for k in range(0, K, BLOCK_K):
+            if ROWS == "descriptor":
+                left = rows.load([first_row, k])
+            else:
+                left = row_tile(left_rows, k, K, stride_lk, BLOCK_K, EVEN_K)
+            if LOAD == "descriptor":
+                w = tl.reshape(source.load([expert, k, first_n]), (BLOCK_K, BLOCK_N))
+            elif LOAD == "transposed":
+                w = tl.reshape(source.load([expert, first_n, k]), (BLOCK_N, BLOCK_K)).T
+            else:
+                w = weight_tile(
+                    w_EKN, expert, k, first_n, K, N, stride_we, stride_wk, stride_wn,
+                    BLOCK_K, BLOCK_N, EVEN_K, EVEN_N,
+                )  # fmt: skip
+            y = tl.dot(left, w.to(left.dtype), y, input_precision=PRECISION)
         if b_EN is not None:
             bias = b_EN + expert.to(tl.int64) * stride_be + n.to(tl.int64) * stride_bn
             y += tl.load(bias, mask=n < N, other=0.0).to(tl.float32)[None, :]

@@ -18,9 +18,9 @@ from flan_moe.experts.kernels.activation import activate
 from flan_moe.experts.kernels.config import TileConfig
 from flan_moe.experts.kernels.dropout import dropout_tile
 from flan_moe.experts.kernels.launch import dot_precision, programs, weight_load
-from flan_moe.experts.kernels.operands import weight_source
-from flan_moe.experts.kernels.product import product, product_pair
+from flan_moe.experts.kernels.operands import row_tile, weight_source, weight_tile
 from flan_moe.experts.kernels.schedule import TileTable, locate
+from flan_moe.experts.kernels.slices import halves
 
 
 def up(
@@ -75,7 +75,7 @@ def up(
         GROUP_M=config.group_m,
         EVEN_K=width % config.block_k == 0,
         EVEN_N=hidden % config.block_n == 0,
-        LOAD=weight_load(wi_EDH, config),
+        LOAD=weight_load(wi_EDH, config, halves=activation.gated),
         PRECISION=dot_precision(x_TD.dtype),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
@@ -122,58 +122,112 @@ def _up(
 ):
     """Persistent, grid (programs). A piece of work is a row tile and BLOCK_N columns of a.
 
-    With GATED those take BLOCK_N columns of each half of h.
+    It has two accumulators: with GATED for BLOCK_N columns of each half of h, otherwise for
+    the left and the right half of its columns, so that the epilogue takes one after the other.
     """
     H = 2 * F if GATED else F
+    COLUMNS: tl.constexpr = BLOCK_N if GATED else BLOCK_N // 2
     source = weight_source(
-        wi_EDH, experts, D, H, stride_we, stride_wd, stride_wh, BLOCK_K, BLOCK_N, LOAD
+        wi_EDH, experts, D, H, stride_we, stride_wd, stride_wh, BLOCK_K, COLUMNS, LOAD
     )
     row_tiles = tl.load(tile_count)
     for work in tl.range(tl.program_id(0), row_tiles * column_tiles, tl.num_programs(0)):
-        row_tile, column_tile = locate(work, row_tiles, column_tiles, GROUP_M)
-        expert = tl.load(tile_expert_M + row_tile)
-        row = tl.load(tile_row_M + row_tile) + tl.arange(0, BLOCK_M)
+        row_block, column_block = locate(work, row_tiles, column_tiles, GROUP_M)
+        expert = tl.load(tile_expert_M + row_block)
+        row = tl.load(tile_row_M + row_block) + tl.arange(0, BLOCK_M)
         row_inside = row < tl.load(expert_offsets + expert + 1)
         token = tl.load(row_token_R + row, mask=row_inside, other=0)
         x_rows = x_TD + token.to(tl.int64) * stride_xt
-        first_n = column_tile * BLOCK_N
-        n = first_n + tl.arange(0, BLOCK_N)
-        n_inside = n < F
-        inside = row_inside[:, None] & n_inside[None, :]
-        bias = bi_EH
+        first_n = column_block * BLOCK_N
+        bias = None
         if bi_EH is not None:
-            bias = bi_EH + expert.to(tl.int64) * stride_be + n.to(tl.int64) * stride_bh
-        h_out = h_RH
-        if h_RH is not None:
-            h_out = h_RH + row.to(tl.int64)[:, None] * H + n[None, :]
-        if GATED:
-            gate, linear = product_pair(
-                x_rows, stride_xd, source, expert, first_n, F + first_n, D,
-                stride_we, stride_wd, stride_wh,
-                BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, EVEN_N, LOAD, PRECISION,
+            bias = bi_EH + expert.to(tl.int64) * stride_be
+        second_n = F + first_n if GATED else first_n + COLUMNS
+        # An accumulator each: two products into one have been miscompiled on Blackwell.
+        first = tl.zeros((BLOCK_M, COLUMNS), dtype=tl.float32)
+        second = tl.zeros((BLOCK_M, COLUMNS), dtype=tl.float32)
+        for k in range(0, D, BLOCK_K):
+            x = row_tile(x_rows, k, D, stride_xd, BLOCK_K, EVEN_K)
+            if LOAD == "descriptor":
+                w_first = tl.reshape(source.load([expert, k, first_n]), (BLOCK_K, COLUMNS))
+                w_second = tl.reshape(source.load([expert, k, second_n]), (BLOCK_K, COLUMNS))
+            else:
+                w_first = weight_tile(
+                    wi_EDH, expert, k, first_n, D, F, stride_we, stride_wd, stride_wh,
+                    BLOCK_K, COLUMNS, EVEN_K, EVEN_N,
+                )  # fmt: skip
+                w_second = weight_tile(
+                    wi_EDH, expert, k, second_n, D, H, stride_we, stride_wd, stride_wh,
+                    BLOCK_K, COLUMNS, EVEN_K, EVEN_N,
+                )  # fmt: skip
+            first = tl.dot(x, w_first.to(x.dtype), first, input_precision=PRECISION)
+            second = tl.dot(x, w_second.to(x.dtype), second, input_precision=PRECISION)
+        if not GATED:
+            _finish(
+                first, None, bias, row, row_inside, first_n, h_RH, a_RF,
+                seed, dropped_levels, scale, F, stride_bh, ACT, BLOCK_M, COLUMNS,
             )  # fmt: skip
-            if bi_EH is not None:
-                gate += tl.load(bias, mask=n_inside, other=0.0).to(tl.float32)[None, :]
-                bias += F * stride_bh
-                linear += tl.load(bias, mask=n_inside, other=0.0).to(tl.float32)[None, :]
-            if h_RH is not None:
-                tl.store(h_out, gate.to(h_RH.dtype.element_ty), mask=inside)
-                tl.store(h_out + F, linear.to(h_RH.dtype.element_ty), mask=inside)
-            a = activate(gate, ACT) * linear
+            _finish(
+                second, None, bias, row, row_inside, second_n, h_RH, a_RF,
+                seed, dropped_levels, scale, F, stride_bh, ACT, BLOCK_M, COLUMNS,
+            )  # fmt: skip
         else:
-            h = product(
-                x_rows, stride_xd, source, expert, first_n, D, F,
-                stride_we, stride_wd, stride_wh,
-                BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, EVEN_N, LOAD, PRECISION,
+            gate, gate_right = halves(first, BLOCK_M, COLUMNS)
+            linear, linear_right = halves(second, BLOCK_M, COLUMNS)
+            _finish(
+                gate, linear, bias, row, row_inside, first_n, h_RH, a_RF,
+                seed, dropped_levels, scale, F, stride_bh, ACT, BLOCK_M, COLUMNS // 2,
             )  # fmt: skip
-            if bi_EH is not None:
-                h += tl.load(bias, mask=n_inside, other=0.0).to(tl.float32)[None, :]
-            if h_RH is not None:
-                tl.store(h_out, h.to(h_RH.dtype.element_ty), mask=inside)
-            a = activate(h, ACT)
-        if seed is not None:
-            a *= dropout_tile(
-                tl.load(seed), row, first_n, F, dropped_levels, scale, BLOCK_M, BLOCK_N
-            )
-        a_out = a_RF + row.to(tl.int64)[:, None] * F + n[None, :]
-        tl.store(a_out, a.to(a_RF.dtype.element_ty), mask=inside)
+            _finish(
+                gate_right, linear_right, bias, row, row_inside, first_n + COLUMNS // 2,
+                h_RH, a_RF, seed, dropped_levels, scale, F, stride_bh, ACT, BLOCK_M, COLUMNS // 2,
+            )  # fmt: skip
+
+
+@triton.jit
+def _finish(
+    gate,
+    linear,
+    bias,
+    row,
+    row_inside,
+    first_n,
+    h_RH,
+    a_RF,
+    seed,
+    dropped_levels,
+    scale,
+    F,
+    stride_bh,
+    ACT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Bias, activation and dropout of BLOCK_N columns, and their stores.
+
+    ``gate`` is what the activation is applied to, ``linear`` its factor or None;
+    ``bias`` points to the expert's, or is None.
+    """
+    H = F if linear is None else 2 * F
+    n = first_n + tl.arange(0, BLOCK_N)
+    n_inside = n < F
+    inside = row_inside[:, None] & n_inside[None, :]
+    row = row.to(tl.int64)
+    if bias is not None:
+        at = bias + n.to(tl.int64) * stride_bh
+        gate += tl.load(at, mask=n_inside, other=0.0).to(tl.float32)[None, :]
+        if linear is not None:
+            at = bias + (F + n).to(tl.int64) * stride_bh
+            linear += tl.load(at, mask=n_inside, other=0.0).to(tl.float32)[None, :]
+    if h_RH is not None:
+        h_out = h_RH + row[:, None] * H + n[None, :]
+        tl.store(h_out, gate.to(h_RH.dtype.element_ty), mask=inside)
+        if linear is not None:
+            tl.store(h_out + F, linear.to(h_RH.dtype.element_ty), mask=inside)
+    a = activate(gate, ACT)
+    if linear is not None:
+        a *= linear
+    if seed is not None:
+        a *= dropout_tile(tl.load(seed), row, first_n, F, dropped_levels, scale, BLOCK_M, BLOCK_N)
+    a_out = a_RF + row[:, None] * F + n[None, :]
+    tl.store(a_out, a.to(a_RF.dtype.element_ty), mask=inside)
