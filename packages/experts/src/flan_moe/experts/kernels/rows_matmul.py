@@ -100,13 +100,18 @@ def _rows_matmul(
     PRECISION: tl.constexpr,
 ):
     """Persistent, grid (programs). A piece of work is a row tile and BLOCK_N columns of y."""
+    # One loop of all steps, so that the loads of the next piece overlap the stores of this one.
+    # Where a load is not by descriptor, that would keep the pipeline from it instead.
+    FLATTEN: tl.constexpr = ROWS == "descriptor" and LOAD != "pointers"
     source = weight_source(
         w_EKN, experts, K, N, stride_we, stride_wk, stride_wn, BLOCK_K, BLOCK_N, LOAD
     )
     if ROWS == "descriptor":
         rows = descriptor(left_RK, [R, K], [stride_lr, 1], [BLOCK_M, BLOCK_K])
     row_tiles = tl.load(tile_count)
-    for work in tl.range(tl.program_id(0), row_tiles * column_tiles, tl.num_programs(0)):
+    for work in tl.range(
+        tl.program_id(0), row_tiles * column_tiles, tl.num_programs(0), flatten=FLATTEN
+    ):
         row_block, column_block = locate(work, row_tiles, column_tiles, GROUP_M)
         expert = tl.load(tile_expert_M + row_block)
         first_row = tl.load(tile_row_M + row_block)
