@@ -21,27 +21,28 @@ _aten = torch.ops.aten
 
 @dataclass(frozen=True, kw_only=True)
 class Pointwise:
-    """An elementwise function and how its gradient is computed.
+    """An elementwise function and its gradient.
 
     Attributes:
         name: what kernels call it.
         function: made of differentiable torch operations.
-        gradient: from the gradient of the output and the *input*, that of the input; None if
-            ``gradient_from_output`` does it.
-        gradient_from_output: from the gradient of the output and the *output*, that of the input.
-            An output of zero must mean a gradient of zero.
+        gradient: from the gradient of the output, and the input (the output if ``of_output``), the
+            gradient of the input.
+        of_output: whether ``gradient`` takes the output. An output of zero must then mean a
+            gradient of zero.
+        function_: ``function`` in place; required if ``of_output``.
     """
 
     name: str
     function: Callable[[Tensor], Tensor]
-    gradient: Callable[[Tensor, Tensor], Tensor] | None = None
-    gradient_from_output: Callable[[Tensor, Tensor], Tensor] | None = None
+    gradient: Callable[[Tensor, Tensor], Tensor]
+    of_output: bool = False
+    function_: Callable[[Tensor], Tensor] | None = None
 
-    def pullback(self, d_out: Tensor, h: Tensor) -> Tensor:
-        """The gradient of the input ``h`` from that of the output."""
-        if self.gradient is not None:
-            return self.gradient(d_out, h)
-        return self.gradient_from_output(d_out, self.function(h))
+    def vjp(self, h: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The output and the map from its gradient to that of ``h``."""
+        out = self.function(h)
+        return out, lambda d_out: self.gradient(d_out, out if self.of_output else h)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ class Activation:
     @property
     def keeps_output(self) -> bool:
         """Whether the output alone tells the gradient, so that only it lives until backward."""
-        return not self.gated and self.act.gradient_from_output is not None
+        return self.act.of_output and not self.gated
 
     def forward(self, h_RH: Tensor) -> Tensor:
         """The hidden activation a_RF, differentiably."""
@@ -71,27 +72,40 @@ class Activation:
         gate_RF, linear_RF = h_RH.chunk(2, dim=-1)
         return self.act.function(gate_RF) * linear_RF
 
-    def pullback(self, da_RF: Tensor, h_RH: Tensor) -> Tensor:
-        """The gradient of h_RH from that of a_RF; not differentiable itself."""
+    def forward_(self, h_RH: Tensor) -> Tensor:
+        """As `forward`, outside autograd; in the memory of ``h_RH`` if ``keeps_output``."""
+        return self.act.function_(h_RH) if self.keeps_output else self.forward(h_RH)
+
+    def vjp(self, h_RH: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The hidden a_RF and the map from its gradient to that of ``h_RH``; not differentiable."""
         if not self.gated:
-            return self.act.pullback(da_RF, h_RH)
+            return self.act.vjp(h_RH)
         gate_RF, linear_RF = h_RH.chunk(2, dim=-1)
-        dh_RH = torch.empty_like(h_RH)
-        dgate_RF, dlinear_RF = dh_RH.chunk(2, dim=-1)
-        torch.mul(da_RF, self.act.function(gate_RF), out=dlinear_RF)
-        dgate_RF.copy_(self.act.pullback(da_RF * linear_RF, gate_RF))
-        return dh_RH
+        activated_RF, gate_pullback = self.act.vjp(gate_RF)
+
+        def pullback(da_RF: Tensor) -> Tensor:
+            dh_RH = torch.empty_like(h_RH)
+            dgate_RF, dlinear_RF = dh_RH.chunk(2, dim=-1)
+            torch.mul(da_RF, activated_RF, out=dlinear_RF)
+            dgate_RF.copy_(gate_pullback(da_RF * linear_RF))
+            return dh_RH
+
+        return activated_RF * linear_RF, pullback
 
 
 RELU = Pointwise(
     name="relu",
     function=F.relu,
-    gradient_from_output=lambda d_out, out: _aten.threshold_backward(d_out, out, 0.0),
+    gradient=lambda d_out, out: _aten.threshold_backward(d_out, out, 0.0),
+    of_output=True,
+    function_=torch.relu_,
 )
 RELU2 = Pointwise(
     name="relu2",
     function=lambda h: F.relu(h).square(),
-    gradient_from_output=lambda d_out, out: d_out * (2.0 * out.sqrt()),
+    gradient=lambda d_out, out: d_out * out.sqrt().mul_(2.0),
+    of_output=True,
+    function_=lambda h: h.relu_().square_(),
 )
 SILU = Pointwise(name="silu", function=F.silu, gradient=_aten.silu_backward)
 GELU = Pointwise(

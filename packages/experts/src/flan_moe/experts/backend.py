@@ -59,19 +59,26 @@ class Wanted(NamedTuple):
 
 
 class MainGrads(NamedTuple):
-    """Buffers that the weight gradients are added to, instead of being returned; None: return it.
+    """Lasting buffers that receive the weight gradients, instead of fresh tensors for autograd.
+
+    They are float32 (float64 for float64 weights) whatever the weights are, and spare the operating
+    system from handing out as many fresh pages as the weights have at every step, which on a CPU
+    costs more than computing the gradients of many small experts.
 
     Attributes:
-        wi_EDH: float32 (or float64 for float64 weights), as the weight in shape.
+        wi_EDH: as the weight in shape; None to return that gradient to autograd.
         wo_EFD: the same.
+        accumulate: whether to add to what a buffer holds, or to overwrite it. Overwriting suits
+            one backward pass per optimizer step, and needs no zeroing.
     """
 
-    wi_EDH: Tensor | None
-    wo_EFD: Tensor | None
+    wi_EDH: Tensor | None = None
+    wo_EFD: Tensor | None = None
+    accumulate: bool = True
 
 
 class Gradients(NamedTuple):
-    """One gradient for each of `Wanted`, in its dtype; None where not wanted or added elsewhere.
+    """One gradient for each of `Wanted`, in its dtype; None where not wanted or written elsewhere.
 
     ``row_weight_R`` is zero past the true row count.
     """
@@ -108,7 +115,7 @@ class Backend(Protocol):
     def backward(
         self,
         dy_TD: Tensor,
-        x_TD: Tensor,
+        x_TD: Tensor | None,
         kept: Tensor,
         weights: ExpertWeights,
         row_weight_R: Tensor,
@@ -117,5 +124,8 @@ class Backend(Protocol):
         wanted: Wanted,
         main_grads: MainGrads,
     ) -> Gradients:
-        """The gradients; adds to ``main_grads`` in place."""
+        """The gradients; writes those that have ``main_grads`` there.
+
+        ``x_TD`` may be None unless ``wanted.wi``; ``dy_TD`` has its dtype, and so has its gradient.
+        """
         ...

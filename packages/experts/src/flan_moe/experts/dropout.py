@@ -58,8 +58,8 @@ def draw_seed(device: torch.device) -> Tensor:
     return torch.randint(2**63 - 1, (1,), device=device)
 
 
-def dropout_scale(draw: Dropout, rows: int, width: int) -> Tensor:
-    """The factors of dropout, (rows, width) float32: 0, or `Dropout.scale`.
+def dropout_scale(draw: Dropout, rows: int, width: int, *, first_row: int = 0) -> Tensor:
+    """The factors of dropout for some rows, (rows, width) float32: 0, or `Dropout.scale`.
 
     Dropout is ``a_RF * dropout_scale(...)``, and so is its derivative. Column c of row r takes
     counter ``r * ceil(width / 16) + c // 16`` of the Philox stream with the seed as its key, of
@@ -70,7 +70,11 @@ def dropout_scale(draw: Dropout, rows: int, width: int) -> Tensor:
     if draw.dropped_levels == LEVELS:
         return torch.zeros(rows, width, device=device)
     words = _words_numpy if device.type == "cpu" else _words_torch
-    level = words(draw.seed, rows * blocks).view(torch.int16).view(rows, blocks * BLOCK)
+    level = (
+        words(draw.seed, first_row * blocks, rows * blocks)
+        .view(torch.int16)
+        .view(rows, blocks * BLOCK)
+    )
     # int16 holds the unsigned sixteen bits u as u if u < 2**15, else u - 2**16.
     if draw.dropped_levels < LEVELS // 2:
         kept = (level < 0) | (level >= draw.dropped_levels)
@@ -79,18 +83,18 @@ def dropout_scale(draw: Dropout, rows: int, width: int) -> Tensor:
     return kept[:, :width].float().mul_(draw.scale)
 
 
-def _words_numpy(seed: Tensor, counters: int) -> Tensor:
-    """The words of counters 0.. in order, (4 * counters,) int64, by numpy's Philox."""
+def _words_numpy(seed: Tensor, first: int, counters: int) -> Tensor:
+    """The words of counters first.. in order, (4 * counters,) int64, by numpy's Philox."""
     # numpy adds one to its 256-bit counter before each block, the first included.
-    philox = np.random.Philox(key=int(seed), counter=2**256 - 1)
+    philox = np.random.Philox(key=int(seed), counter=(first - 1) % 2**256)
     return torch.from_numpy(philox.random_raw(4 * counters).view(np.int64))
 
 
-def _words_torch(seed: Tensor, counters: int) -> Tensor:
+def _words_torch(seed: Tensor, first: int, counters: int) -> Tensor:
     """As `_words_numpy`, in integer operations of torch, on the device of the seed."""
-    first = torch.arange(counters, device=seed.device)
-    second = torch.zeros_like(first)
-    words = (first, second, second, second)
+    counter = torch.arange(first, first + counters, device=seed.device)
+    zero = torch.zeros_like(counter)
+    words = (counter, zero, zero, zero)
     keys = (seed, torch.zeros_like(seed))
     for _ in range(_ROUNDS):
         high_0, low_0 = _multiply(words[0], _MULTIPLIERS[0])

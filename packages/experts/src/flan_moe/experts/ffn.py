@@ -1,21 +1,25 @@
 """`expert_ffn`: the functional form of the experts, on a backend of choice.
 
-Shape suffixes: T tokens, D model width, E experts, F hidden width, H pre-activation width.
+Shape suffixes: T tokens, R rows, D model width, E experts, F hidden width, H pre-activation width.
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 import torch
 from torch import Tensor
 
 from flan_moe.experts.activations import Activation, get_activation
-from flan_moe.experts.dropout import draw_dropout
-from flan_moe.experts.grouped import grouped_ffn
+from flan_moe.experts.backend import MainGrads
+from flan_moe.experts.choice import choose_backend
+from flan_moe.experts.dropout import Dropout, draw_seed
+from flan_moe.experts.ops import expert_ffn_forward, run_forward
 from flan_moe.experts.reference import reference_ffn
 from flan_moe.experts.weights import ExpertWeights
 from flan_moe.routing import Routing
 
-BACKENDS = ("auto", "reference", "grouped")
+BACKENDS = ("auto", "reference", "grouped", "triton")
 
 
 def expert_ffn(
@@ -26,12 +30,15 @@ def expert_ffn(
     activation: str,
     dropout: float = 0.0,
     training: bool = False,
+    scale_E: Tensor | None = None,
+    main_grads: MainGrads | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Run each token through its experts and sum the results with the routing's weights.
 
-    ``y_t = sum over rows r of t of weight_r * dropout(act(x_t @ wi_e(r))) @ wo_e(r)``; a token
-    without rows gives exactly zero.
+    ``y_t = sum over rows r of t, with e the expert of r, of
+    weight_r * scale_e * (dropout(act(x_t @ wi_e + bi_e)) @ wo_e + bo_e)``; a token without rows
+    gives exactly zero.
 
     Args:
         x_TD: (T, D) tokens.
@@ -39,10 +46,13 @@ def expert_ffn(
         weights: of the experts, in the dtype of ``x_TD``, or in any floating dtype under autocast.
         activation: a key of `ACTIVATIONS`.
         dropout: probability of zeroing an element of the hidden activation (expert dropout).
-        training: whether dropout is on. If so, one number is drawn from torch's CPU generator,
-            and both backends derive the same mask from it.
-        backend: ``"reference"`` (the specification), ``"grouped"`` (fast), or ``"auto"``, which
-            is ``"grouped"``.
+        training: whether dropout is on. If so, one number is drawn from the default generator of
+            the device of ``x_TD``, and every backend derives the same mask from it.
+        scale_E: (E,) factors of the experts' outputs; None for ones.
+        main_grads: buffers for the gradients of wi and wo, instead of returning them to autograd;
+            not with ``"reference"``.
+        backend: ``"reference"`` (the specification), ``"grouped"`` (any device), ``"triton"``
+            (fused kernels, CUDA), or ``"auto"``, see `choose_backend`.
 
     Returns:
         (T, D) in the dtype of ``x_TD``, autocast or not; rows are summed in float32 or wider.
@@ -53,10 +63,44 @@ def expert_ffn(
     act = get_activation(activation)
     check_backend(backend)
     check_dropout(dropout)
-    _check_tensors(x_TD, routing, weights, act, activation)
-    draw = draw_dropout(dropout) if training and dropout > 0.0 else None
-    run = reference_ffn if backend == "reference" else grouped_ffn
-    return run(x_TD, routing, weights, act, draw)
+    _check_tensors(x_TD, routing, weights, act)
+    if scale_E is not None:
+        routing = _scaled(routing, scale_E)
+    draw = None
+    if training and dropout > 0.0:
+        draw = Dropout(draw_seed(x_TD.device), dropout)
+    matmul_dtype = x_TD.dtype
+    if torch.is_autocast_enabled(x_TD.device.type) and x_TD.dtype != torch.float64:
+        matmul_dtype = torch.get_autocast_dtype(x_TD.device.type)
+    if backend == "auto":
+        backend = choose_backend(x_TD.device, matmul_dtype)
+    if backend == "reference":
+        if main_grads is not None:
+            raise ValueError("main_grads: backend 'reference' returns its gradients to autograd")
+        return reference_ffn(x_TD, routing, weights, act, draw)
+    if main_grads is None:
+        main_grads = MainGrads()
+    _check_main_grads(main_grads, weights)
+    inputs = (x_TD, *weights, routing.row_weight_R)
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    # Without gradients and tracing the operator would add nothing but its dispatch.
+    plain = not keep and type(x_TD) is Tensor and not torch.compiler.is_compiling()
+    run = run_forward if plain else expert_ffn_forward
+    y_TD, _ = run(
+        *inputs,
+        routing.row_token_R,
+        routing.expert_offsets,
+        routing.token_offsets,
+        routing.token_row_R,
+        None if draw is None else draw.seed,
+        *main_grads,
+        dropout,
+        activation,
+        backend,
+        matmul_dtype,
+        keep,
+    )
+    return y_TD
 
 
 def check_backend(backend: str) -> None:
@@ -71,24 +115,42 @@ def check_dropout(dropout: float) -> None:
         raise ValueError(f"dropout={dropout!r}: expected a probability in [0, 1]")
 
 
-def _check_tensors(
-    x_TD: Tensor, routing: Routing, weights: ExpertWeights, act: Activation, activation: str
-) -> None:
-    wi_EDH, wo_EFD = weights
+def _scaled(routing: Routing, scale_E: Tensor) -> Routing:
+    """The routing with each row's weight times its expert's factor, without a host read."""
+    if scale_E.shape != (routing.num_experts,):
+        raise ValueError(
+            f"scale of shape {tuple(scale_E.shape)}: expected ({routing.num_experts},)"
+        )
+    rows = torch.arange(routing.row_weight_R.shape[0], device=scale_E.device, dtype=torch.int32)
+    expert_R = torch.searchsorted(routing.expert_offsets[1:], rows, right=True, out_int32=True)
+    # Rows past the true count belong to no expert; their weights are never read.
+    scale_R = scale_E.index_select(0, expert_R.clamp(max=routing.num_experts - 1))
+    return dataclasses.replace(routing, row_weight_R=routing.row_weight_R * scale_R)
+
+
+def _check_tensors(x_TD: Tensor, routing: Routing, weights: ExpertWeights, act: Activation) -> None:
+    wi_EDH, wo_EFD, bi_EH, bo_ED = weights
     if x_TD.ndim != 2 or wi_EDH.ndim != 3 or wo_EFD.ndim != 3:
         raise ValueError(
             f"expected x (T, D), wi (E, D, H), wo (E, F, D); got shapes {tuple(x_TD.shape)}, "
             f"{tuple(wi_EDH.shape)}, {tuple(wo_EFD.shape)}"
         )
-    num_experts, d_model, h_width = wi_EDH.shape
+    num_experts, d_model = wi_EDH.shape[0], x_TD.shape[1]
     d_ff = wo_EFD.shape[1]
-    expected_wi = (num_experts, x_TD.shape[1], 2 * d_ff if act.gated else d_ff)
-    expected_wo = (num_experts, d_ff, d_model)
-    if (num_experts, d_model, h_width) != expected_wi or tuple(wo_EFD.shape) != expected_wo:
+    h_width = 2 * d_ff if act.gated else d_ff
+    expected = {
+        "wi": (num_experts, d_model, h_width),
+        "wo": (num_experts, d_ff, d_model),
+        "bi": (num_experts, h_width),
+        "bo": (num_experts, d_model),
+    }
+    tensors = {name: t for name, t in zip(expected, weights, strict=True) if t is not None}
+    if any(tuple(tensor.shape) != expected[name] for name, tensor in tensors.items()):
+        wanted = ", ".join(f"{name} {expected[name]}" for name in tensors)
+        got = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
         raise ValueError(
-            f"weights do not fit: for x {tuple(x_TD.shape)}, activation {activation!r} and wo "
-            f"{tuple(wo_EFD.shape)} expected wi {expected_wi} and wo {expected_wo}, got wi "
-            f"{tuple(wi_EDH.shape)}"
+            f"weights do not fit: for x {tuple(x_TD.shape)}, activation {act.name!r} and "
+            f"{num_experts} experts of hidden width {d_ff} expected {wanted}; got {got}"
         )
     if routing.num_experts != num_experts:
         raise ValueError(
@@ -96,22 +158,28 @@ def _check_tensors(
         )
     if routing.num_tokens != x_TD.shape[0]:
         raise ValueError(f"the routing is for {routing.num_tokens} tokens, x has {x_TD.shape[0]}")
-    devices = {
-        "x": x_TD.device,
-        "wi": wi_EDH.device,
-        "wo": wo_EFD.device,
-        "routing": routing.row_token_R.device,
-    }
+    floats = {"x": x_TD, **tensors}
+    devices = {name: t.device for name, t in floats.items()}
+    devices["routing"] = routing.row_token_R.device
     if len(set(devices.values())) > 1:
         found = ", ".join(f"{name} on {device}" for name, device in devices.items())
         raise ValueError(f"tensors must be on one device: {found}")
-    dtypes = {x_TD.dtype, wi_EDH.dtype, wo_EFD.dtype}
+    found = ", ".join(f"{name} {t.dtype}" for name, t in floats.items())
+    dtypes = {t.dtype for t in floats.values()}
     if not all(dtype.is_floating_point for dtype in dtypes):
-        raise ValueError(
-            f"x, wi and wo must be floating point, not {x_TD.dtype}, {wi_EDH.dtype}, {wo_EFD.dtype}"
-        )
+        raise ValueError(f"tensors must be floating point: {found}")
     if len(dtypes) > 1 and not torch.is_autocast_enabled(x_TD.device.type):
-        raise ValueError(
-            f"x is {x_TD.dtype}, wi {wi_EDH.dtype}, wo {wo_EFD.dtype}: outside autocast they must "
-            f"agree"
-        )
+        raise ValueError(f"outside autocast dtypes must agree: {found}")
+
+
+def _check_main_grads(main_grads: MainGrads, weights: ExpertWeights) -> None:
+    for name, buffer, weight in zip(("wi_EDH", "wo_EFD"), main_grads[:2], weights[:2], strict=True):
+        if buffer is None:
+            continue
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        expected = (weight.shape, dtype, weight.device)
+        if (buffer.shape, buffer.dtype, buffer.device) != expected:
+            raise ValueError(
+                f"main_grads.{name}: expected {tuple(weight.shape)} {dtype} on {weight.device}, "
+                f"got {tuple(buffer.shape)} {buffer.dtype} on {buffer.device}"
+            )

@@ -1,207 +1,219 @@
-"""Experts as one autograd function over expert-sorted rows, for CPU and any GPU.
+"""The grouped backend: a few experts at a time over contiguous rows, for CPU and any device.
 
-Rows of one expert are contiguous, so that each expert is one matrix product on a slice, written
-straight into a preallocated buffer. Between forward and backward only the tokens x_TD and the
-pre-activation h_RH (for ReLU its output a_RF, which is narrower or equal) are kept, plus the
-routing's index vectors: the hidden activation is computed again from h, the gathered tokens are
-gathered again, the dropout mask is drawn again from its seed, and the expert outputs are not
-needed, because the gradient of a row's weight is <dO, a W_o> = <dO W_o^T, a> (SonicMoE, Guo et
-al. 2025, section 3). Experts without rows are not touched, except that their weight gradients are
-set to zero.
+Rows of one expert are contiguous, so that each expert is a few matrix products on slices, written
+straight into preallocated buffers. Neighbouring experts form a chunk of some hundred rows: what
+lies between two products is done for a chunk at once, in few calls, while its rows are in the
+cache and in scratch memory that the next chunk uses again. Experts without rows are not touched,
+except that their weight gradients are set to zero.
+
+Kept for the backward pass is what `backend.Backend` says and no more: the hidden activation is
+computed again, the tokens are gathered again, the dropout mask is drawn again, and the expert
+outputs are not needed, because the gradient of a row's weight is <dO, a W_o> = <dO W_o^T, a>
+(SonicMoE, Guo et al. 2025, section 3).
+
+Reads the expert offsets on the host: no cost on CPU, one wait for the device on a GPU.
 
 Shape suffixes: T tokens, R rows, E experts, D model width, F hidden width, H pre-activation
-width; lower-case r: the rows of one expert.
+width; lower-case r: the rows of one expert,
+c: of one chunk.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from flan_moe.experts.activations import Activation
-from flan_moe.experts.dropout import DropoutSeed, dropout_scale
+from flan_moe.experts.backend import Gradients, MainGrads, Options, RowIndex, Wanted
+from flan_moe.experts.combine import sum_rows
+from flan_moe.experts.dropout import dropout_scale
 from flan_moe.experts.weights import ExpertWeights
-from flan_moe.routing import Routing
+
+_CHUNK_ROWS = 256
 
 
-def grouped_ffn(
+def forward(
     x_TD: Tensor,
-    routing: Routing,
     weights: ExpertWeights,
-    activation: Activation,
-    dropout: DropoutSeed | None,
-) -> Tensor:
-    """The experts, equal to `reference_ffn` up to rounding; deterministic, forward and backward.
+    row_weight_R: Tensor,
+    index: RowIndex,
+    options: Options,
+    *,
+    keep: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """See `backend.Backend.forward`. Only weights of experts that have rows are read (and cast)."""
+    act, dtype = options.activation, options.matmul_dtype
+    wi_EDH, wo_EFD, bi_EH, bo_ED = weights
+    offsets = index.expert_offsets.tolist()
+    x_cast_TD = x_TD.to(dtype)
+    kept_width = wo_EFD.shape[1] if act.keeps_output else wi_EDH.shape[2]
+    kept = x_cast_TD.new_empty(row_weight_R.shape[0], kept_width) if keep else None
+    chunks = _chunks(offsets)
+    h_scratch = None if keep else x_cast_TD.new_empty(_most_rows(chunks), wi_EDH.shape[2])
+    y_RD = x_cast_TD.new_empty(offsets[-1], x_TD.shape[1])
+    for chunk in chunks:
+        x_cD = x_cast_TD.index_select(0, index.row_token_R[chunk.rows])
+        h_cH = kept[chunk.rows] if keep else h_scratch[: chunk.size]
+        for expert, here in chunk.experts:
+            torch.mm(x_cD[here], wi_EDH[expert].to(dtype), out=h_cH[here])
+            if bi_EH is not None:
+                h_cH[here] += bi_EH[expert]
+        a_cF = act.forward_(h_cH)
+        if options.dropout is not None:
+            a_cF *= dropout_scale(options.dropout, *a_cF.shape, first_row=chunk.rows.start)
+        y_cD = y_RD[chunk.rows]
+        for expert, here in chunk.experts:
+            torch.mm(a_cF[here], wo_EFD[expert].to(dtype), out=y_cD[here])
+            if bo_ED is not None:
+                y_cD[here] += bo_ED[expert]
+    return sum_rows(y_RD, row_weight_R[: offsets[-1]], index, dtype=x_TD.dtype), kept
 
-    Under autocast the matrix products run in the autocast dtype, and only the weights of experts
-    that have rows are cast. Rows are summed in float32 (float64 for float64 input); the result
-    has the dtype of ``x_TD``. Reads the expert offsets on the host: no cost on CPU, one wait for
-    the device on a GPU. Differentiable once.
-    """
-    device_type = x_TD.device.type
-    matmul_dtype = x_TD.dtype
-    if torch.is_autocast_enabled(device_type) and x_TD.dtype != torch.float64:
-        matmul_dtype = torch.get_autocast_dtype(device_type)
-    return _GroupedFFN.apply(
-        x_TD, *weights, routing.row_weight_R, routing, activation, dropout, matmul_dtype
+
+def backward(
+    dy_TD: Tensor,
+    x_TD: Tensor | None,
+    kept: Tensor,
+    weights: ExpertWeights,
+    row_weight_R: Tensor,
+    index: RowIndex,
+    options: Options,
+    wanted: Wanted,
+    main_grads: MainGrads,
+) -> Gradients:
+    """See `backend.Backend.backward`. A weight gradient is written once, into one tensor."""
+    dtype = options.matmul_dtype
+    wi_EDH, wo_EFD, bi_EH, bo_ED = weights
+    offsets = index.expert_offsets.tolist()
+    needs_dh = wanted.x or wanted.wi or wanted.bi
+    x_cast_TD = x_TD.to(dtype) if wanted.wi else None
+    dy_cast_TD = dy_TD.to(dtype)
+    dx_RD = dy_cast_TD.new_empty(offsets[-1], dy_TD.shape[1]) if wanted.x else None
+    dwi_EDH = _gradient_of(wi_EDH, main_grads.wi_EDH) if wanted.wi else None
+    dwo_EFD = _gradient_of(wo_EFD, main_grads.wo_EFD) if wanted.wo else None
+    add_wi = main_grads.accumulate and main_grads.wi_EDH is not None
+    add_wo = main_grads.accumulate and main_grads.wo_EFD is not None
+    dbi_EH = torch.zeros_like(bi_EH) if wanted.bi else None
+    dbo_ED = torch.zeros_like(bo_ED) if wanted.bo else None
+    drow_weight_R = torch.zeros_like(row_weight_R) if wanted.row_weight else None
+    chunks = _chunks(offsets)
+    da_scratch = dy_cast_TD.new_empty(_most_rows(chunks), wo_EFD.shape[1])
+
+    for chunk in chunks:
+        token_c = index.row_token_R[chunk.rows]
+        weight_c1 = row_weight_R[chunk.rows, None]
+        dy_cD = dy_cast_TD.index_select(0, token_c)
+        a_cF, pullback = _hidden(kept[chunk.rows], chunk.rows.start, options)
+        if needs_dh or wanted.row_weight:
+            # Without the row's weight yet: as such it is what the weight's own gradient needs.
+            da_cF = da_scratch[: chunk.size]
+            for expert, here in chunk.experts:
+                torch.mm(dy_cD[here], wo_EFD[expert].to(dtype).T, out=da_cF[here])
+        if wanted.row_weight:
+            drow_weight_R[chunk.rows] = _dot(da_cF, a_cF)
+            if bo_ED is not None:
+                for expert, here in chunk.experts:
+                    drow_weight_R[chunk.rows][here] += _dot(dy_cD[here], bo_ED[expert])
+        dy_cD *= weight_c1
+        if wanted.wo:
+            for expert, here in chunk.experts:
+                _product_into(dwo_EFD[expert], a_cF[here].T, dy_cD[here], add=add_wo)
+        if wanted.bo:
+            for expert, here in chunk.experts:
+                dbo_ED[expert] = dy_cD[here].sum(0)
+        if not needs_dh:
+            continue
+        dh_cH = pullback(da_cF.mul_(weight_c1))
+        if wanted.wi:
+            x_cD = x_cast_TD.index_select(0, token_c)
+            for expert, here in chunk.experts:
+                _product_into(dwi_EDH[expert], x_cD[here].T, dh_cH[here], add=add_wi)
+        if wanted.bi:
+            for expert, here in chunk.experts:
+                dbi_EH[expert] = dh_cH[here].sum(0)
+        if wanted.x:
+            dx_cD = dx_RD[chunk.rows]
+            for expert, here in chunk.experts:
+                torch.mm(dh_cH[here], wi_EDH[expert].to(dtype).T, out=dx_cD[here])
+
+    for gradient, add in ((dwi_EDH, add_wi), (dwo_EFD, add_wo)):
+        if gradient is not None and not add:
+            for expert, (start, end) in enumerate(pairwise(offsets)):
+                if start == end:
+                    gradient[expert].zero_()
+    dx_TD = sum_rows(dx_RD, None, index, dtype=dy_TD.dtype) if wanted.x else None
+    return Gradients(
+        dx_TD,
+        dwi_EDH if main_grads.wi_EDH is None else None,
+        dwo_EFD if main_grads.wo_EFD is None else None,
+        dbi_EH,
+        dbo_ED,
+        drow_weight_R,
     )
 
 
-class _GroupedFFN(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x_TD: Tensor,
-        wi_EDH: Tensor,
-        wo_EFD: Tensor,
-        row_weight_R: Tensor,
-        routing: Routing,
-        activation: Activation,
-        dropout: DropoutSeed | None,
-        matmul_dtype: torch.dtype,
-    ) -> Tensor:
-        offsets = routing.expert_offsets.tolist()
-        rows = offsets[-1]
-        row_token_R = routing.row_token_R[:rows]
-        token_row_R = routing.token_row_R[:rows]
-        wants_x, wants_wi, wants_wo, wants_weight = ctx.needs_input_grad[:4]
-
-        x_cast_TD = x_TD.to(matmul_dtype)
-        x_RD = x_cast_TD.index_select(0, row_token_R)
-        h_RH = _times_weights(x_RD, wi_EDH, offsets)
-        del x_RD
-        a_RF = activation.forward_(h_RH)
-        kept = a_RF if activation.keeps_output else h_RH
-        if dropout is not None:
-            scale_RF = dropout_scale(dropout, *a_RF.shape, device=a_RF.device)
-            a_RF = torch.mul(a_RF, scale_RF, out=torch.empty_like(a_RF) if a_RF is kept else a_RF)
-            del scale_RF
-        y_RD = _times_weights(a_RF, wo_EFD, offsets)
-
-        ctx.save_for_backward(
-            x_cast_TD if wants_wi else None,
-            kept if wants_x or wants_wi or wants_wo or wants_weight else None,
-            wi_EDH if wants_x else None,
-            wo_EFD if wants_x or wants_wi or wants_weight else None,
-            row_weight_R,
-            row_token_R,
-            token_row_R,
-            routing.token_offsets,
-        )
-        ctx.offsets = offsets
-        ctx.activation = activation
-        ctx.dropout = dropout
-        ctx.matmul_dtype = matmul_dtype
-        ctx.weight_dtypes = (wi_EDH.dtype, wo_EFD.dtype)
-        return _sum_rows(y_RD, row_weight_R[:rows], token_row_R, routing.token_offsets, x_TD.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy_TD: Tensor) -> tuple[Tensor | None, ...]:
-        (
-            x_TD,
-            kept,
-            wi_EDH,
-            wo_EFD,
-            row_weight_R,
-            row_token_R,
-            token_row_R,
-            token_offsets,
-        ) = ctx.saved_tensors
-        wants_x, wants_wi, wants_wo, wants_weight = ctx.needs_input_grad[:4]
-        wi_dtype, wo_dtype = ctx.weight_dtypes
-        offsets, activation, dropout = ctx.offsets, ctx.activation, ctx.dropout
-        rows = offsets[-1]
-        weight_R1 = row_weight_R[:rows, None]
-        dx_TD = dwi_EDH = dwo_EFD = drow_weight_R = None
-
-        dy_RD = dy_TD.to(ctx.matmul_dtype).index_select(0, row_token_R)
-        if wants_x or wants_wi or wants_weight:
-            # Without the row's weight yet: as such it is what the weight's own gradient needs.
-            da_RF = _times_weights(dy_RD, wo_EFD.mT, offsets)
-        a_RF, pullback = activation.vjp(kept)
-        if dropout is not None:
-            scale_RF = dropout_scale(dropout, *a_RF.shape, device=a_RF.device)
-            a_RF = torch.mul(a_RF, scale_RF, out=torch.empty_like(a_RF) if a_RF is kept else a_RF)
-        product_RF = torch.empty_like(a_RF)
-        if wants_weight:
-            torch.mul(da_RF, a_RF, out=product_RF)
-            drow_weight_R = row_weight_R.new_zeros(row_weight_R.shape)
-            torch.sum(product_RF, dim=-1, dtype=row_weight_R.dtype, out=drow_weight_R[:rows])
-        if wants_wo:
-            torch.mul(a_RF, weight_R1, out=product_RF)
-            dwo_EFD = _weight_gradient(product_RF, dy_RD, offsets, wo_dtype)
-        if wants_x or wants_wi:
-            da_RF.mul_(weight_R1)
-            if dropout is not None:
-                da_RF.mul_(scale_RF)
-            dh_RH = pullback(da_RF)
-        if wants_wi:
-            x_RD = x_TD.index_select(0, row_token_R)
-            dwi_EDH = _weight_gradient(x_RD, dh_RH, offsets, wi_dtype)
-        if wants_x:
-            dx_RD = _times_weights(dh_RH, wi_EDH.mT, offsets)
-            dx_TD = _sum_rows(dx_RD, None, token_row_R, token_offsets, dy_TD.dtype)
-        return dx_TD, dwi_EDH, dwo_EFD, drow_weight_R, None, None, None, None
+def _hidden(
+    kept: Tensor, first_row: int, options: Options
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The hidden a_cF after dropout, and the map from its gradient to that of h_cH."""
+    act, dropout = options.activation, options.dropout
+    if act.keeps_output:  # what was dropped is zero and has a gradient of zero: no mask needed
+        scale = dropout.scale if dropout is not None else 1.0
+        out_cF = kept if scale in (0.0, 1.0) else kept / scale
+        return kept, lambda da_cF: act.act.gradient(da_cF.mul_(scale), out_cF)
+    a_cF, pullback = act.vjp(kept)
+    if dropout is None:
+        return a_cF, pullback
+    scale_cF = dropout_scale(dropout, *a_cF.shape, first_row=first_row)
+    return a_cF * scale_cF, lambda da_cF: pullback(da_cF.mul_(scale_cF))
 
 
-def _times_weights(left_RM: Tensor, weight_EMN: Tensor, offsets: list[int]) -> Tensor:
-    """Each expert's rows times its weight, (R, N), in the dtype of the rows.
+def _dot(left_rN: Tensor, right: Tensor) -> Tensor:
+    """The product of each row with another, or with a vector, summed in float32 or wider."""
+    dtype = torch.promote_types(left_rN.dtype, torch.float32)
+    return torch.linalg.vecdot(left_rN.to(dtype), right.to(dtype))
 
-    Only weights of experts that have rows are read (and cast, under autocast).
-    """
-    product_RN = left_RM.new_empty(left_RM.shape[0], weight_EMN.shape[2])
+
+def _gradient_of(weight: Tensor, main_grad: Tensor | None) -> Tensor:
+    return torch.empty_like(weight) if main_grad is None else main_grad
+
+
+def _product_into(gradient_MN: Tensor, left_Mc: Tensor, right_cN: Tensor, *, add: bool) -> None:
+    """Set an expert's weight gradient to a product, or add the product to it."""
+    if gradient_MN.dtype != left_Mc.dtype:  # torch.mm cannot write into a wider dtype
+        product_MN = left_Mc @ right_cN
+        gradient_MN.add_(product_MN) if add else gradient_MN.copy_(product_MN)
+    elif add:
+        gradient_MN.addmm_(left_Mc, right_cN)
+    else:
+        torch.mm(left_Mc, right_cN, out=gradient_MN)
+
+
+class _Chunk(NamedTuple):
+    """Neighbouring experts: their rows, and for each that has any, its place among these."""
+
+    rows: slice
+    experts: list[tuple[int, slice]]
+
+    @property
+    def size(self) -> int:
+        return self.rows.stop - self.rows.start
+
+
+def _chunks(offsets: list[int]) -> list[_Chunk]:
+    """All rows in order, in chunks of at least `_CHUNK_ROWS` but for the last."""
+    chunks: list[_Chunk] = []
+    first, experts = 0, []
     for expert, (start, end) in enumerate(pairwise(offsets)):
         if end > start:
-            weight_MN = weight_EMN[expert].to(left_RM.dtype)
-            torch.mm(left_RM[start:end], weight_MN, out=product_RN[start:end])
-    return product_RN
+            experts.append((expert, slice(start - first, end - first)))
+        if experts and (end - first >= _CHUNK_ROWS or expert == len(offsets) - 2):
+            chunks.append(_Chunk(slice(first, end), experts))
+            first, experts = end, []
+    return chunks
 
 
-def _weight_gradient(
-    left_RM: Tensor, right_RN: Tensor, offsets: list[int], dtype: torch.dtype
-) -> Tensor:
-    """``left_r^T @ right_r`` of each expert's rows, (E, M, N): zeros for experts without rows."""
-    shape = (len(offsets) - 1, left_RM.shape[1], right_RN.shape[1])
-    gradient_EMN = left_RM.new_empty(shape, dtype=dtype)
-    for expert, (start, end) in enumerate(pairwise(offsets)):
-        left_Mr, right_rN = left_RM[start:end].T, right_RN[start:end]
-        if end == start:
-            gradient_EMN[expert].zero_()
-        elif dtype == left_RM.dtype:
-            torch.mm(left_Mr, right_rN, out=gradient_EMN[expert])
-        else:  # autocast: torch.mm cannot write into a wider dtype
-            gradient_EMN[expert] = left_Mr @ right_rN
-    return gradient_EMN
-
-
-def _sum_rows(
-    value_RD: Tensor,
-    weight_R: Tensor | None,
-    token_row_R: Tensor,
-    token_offsets: Tensor,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Sum each token's rows, optionally weighted: a gather and a sum in a fixed order, no atomics.
-
-    Summed in float32, or float64 for float64 values. A token without rows gets exactly zero.
-    """
-    sum_dtype = torch.promote_types(value_RD.dtype, torch.float32)
-    if value_RD.shape[0] == 0:
-        tokens = token_offsets.shape[0] - 1
-        return value_RD.new_zeros((tokens, value_RD.shape[1]), dtype=dtype)
-    if weight_R is not None:
-        weight_R = weight_R.to(sum_dtype).index_select(0, token_row_R)
-    return F.embedding_bag(
-        token_row_R,
-        value_RD.to(sum_dtype),
-        token_offsets,
-        mode="sum",
-        per_sample_weights=weight_R,
-        include_last_offset=True,
-    ).to(dtype)
+def _most_rows(chunks: list[_Chunk]) -> int:
+    return max((chunk.size for chunk in chunks), default=0)

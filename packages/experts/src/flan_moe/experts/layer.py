@@ -6,17 +6,28 @@ else F.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from flan_moe.experts.activations import get_activation
+from flan_moe.experts.backend import MainGrads
 from flan_moe.experts.ffn import check_backend, check_dropout, expert_ffn
+from flan_moe.experts.names import stack_per_expert, to_per_expert
+from flan_moe.experts.shared import SharedExperts
+from flan_moe.experts.sizes import check_sizes
 from flan_moe.experts.weights import ExpertWeights
 from flan_moe.routing import Router, Routing
 
+STATE_NAMES = ("stacked", "per_expert")
+
 
 class Experts(nn.Module):
-    """E feed-forward networks without biases, each the T5 one.
+    """E feed-forward networks, each the T5 one.
+
+    ``load_state_dict`` takes the stacked parameters, or the per-expert names of Switch
+    Transformers and T5 (`flan_moe.experts.names`); ``state_dict`` gives what ``state_names`` says.
 
     Args:
         num_experts: E.
@@ -24,13 +35,19 @@ class Experts(nn.Module):
         d_ff: F, the hidden width of one expert.
         activation: a key of `ACTIVATIONS`.
         dropout: expert dropout, on the hidden activation, in training.
+        bias: whether the two products have biases.
+        output_scale: whether each expert's output has a learnt factor, 1 at first.
         backend: see `expert_ffn`.
+        state_names: ``"stacked"`` or ``"per_expert"``.
         device: where to make the parameters.
         dtype: of the parameters.
 
     Attributes:
         wi: (E, D, H) parameter; see `ExpertWeights` for the layout.
         wo: (E, F, D) parameter.
+        bi: (E, H) parameter or None.
+        bo: (E, D) parameter or None.
+        scale: (E,) parameter or None.
 
     Raises:
         ValueError: naming the option, its value and what was expected.
@@ -44,23 +61,37 @@ class Experts(nn.Module):
         *,
         activation: str = "geglu",
         dropout: float = 0.0,
+        bias: bool = False,
+        output_scale: bool = False,
         backend: str = "auto",
+        state_names: str = "stacked",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        for name, size in (("num_experts", num_experts), ("d_model", d_model), ("d_ff", d_ff)):
-            if size < 1:
-                raise ValueError(f"{name}={size!r}: expected at least 1")
+        check_sizes(num_experts=num_experts, d_model=d_model, d_ff=d_ff)
         check_backend(backend)
         check_dropout(dropout)
-        h_width = 2 * d_ff if get_activation(activation).gated else d_ff
+        if state_names not in STATE_NAMES:
+            raise ValueError(f"state_names={state_names!r}: expected one of {STATE_NAMES}")
+        self._gated = get_activation(activation).gated
+        h_width = 2 * d_ff if self._gated else d_ff
         self.activation = activation
         self.dropout = dropout
         self.backend = backend
-        factory = {"device": device, "dtype": dtype}
-        self.wi = nn.Parameter(torch.empty(num_experts, d_model, h_width, **factory))
-        self.wo = nn.Parameter(torch.empty(num_experts, d_ff, d_model, **factory))
+        self.state_names = state_names
+        self._main_grads: MainGrads | None = None
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+        self.wi = parameter(num_experts, d_model, h_width)
+        self.wo = parameter(num_experts, d_ff, d_model)
+        self.bi = parameter(num_experts, h_width) if bias else None
+        self.bo = parameter(num_experts, d_model) if bias else None
+        self.scale = parameter(num_experts) if output_scale else None
+        self.register_load_state_dict_pre_hook(_stack_names)
+        self.register_state_dict_post_hook(_unstack_names)
         self.reset_parameters()
 
     @property
@@ -76,18 +107,50 @@ class Experts(nn.Module):
     @property
     def weights(self) -> ExpertWeights:
         """The parameters as `expert_ffn` takes them."""
-        return ExpertWeights(self.wi, self.wo)
+        return ExpertWeights(self.wi, self.wo, self.bi, self.bo)
 
     def reset_parameters(self, init_factor: float = 1.0) -> None:
         """Initialise every expert as T5 initialises its feed-forward layer.
 
-        ``wi`` from N(0, init_factor * D**-0.5), ``wo`` from N(0, init_factor * F**-0.5).
+        ``wi`` from N(0, init_factor * D**-0.5), ``wo`` from N(0, init_factor * F**-0.5): the fan-in
+        is that of one expert, not of the stack. Biases are 0, scales 1.
         """
         nn.init.normal_(self.wi, mean=0.0, std=init_factor * self.wi.shape[1] ** -0.5)
         nn.init.normal_(self.wo, mean=0.0, std=init_factor * self.wo.shape[1] ** -0.5)
+        for bias in (self.bi, self.bo):
+            if bias is not None:
+                nn.init.zeros_(bias)
+        if self.scale is not None:
+            nn.init.ones_(self.scale)
+
+    def reserve_gradients(self, *, accumulate: bool) -> None:
+        """Give ``wi`` and ``wo`` lasting gradient buffers; see `MainGrads`.
+
+        A buffer is the weight's ``main_grad`` and, for float32 weights, also its ``grad``, so that
+        an optimizer needs to know nothing. Keep it there: clear gradients with
+        ``zero_grad(set_to_none=False)``, or, with ``accumulate=False``, not at all. Autograd does
+        not see these gradients: hooks on the two parameters do not run, so that this is not for
+        DDP or FSDP.
+
+        Args:
+            accumulate: False if every optimizer step has exactly one backward pass through this
+                module, which then overwrites the buffers.
+        """
+        for weight in (self.wi, self.wo):
+            dtype = torch.promote_types(weight.dtype, torch.float32)
+            weight.main_grad = torch.zeros_like(weight, dtype=dtype, requires_grad=False)
+            if dtype == weight.dtype:
+                weight.grad = weight.main_grad
+        self._main_grads = MainGrads(self.wi.main_grad, self.wo.main_grad, accumulate)
 
     def forward(self, x_TD: Tensor, routing: Routing) -> Tensor:
-        """The weighted sum of each token's experts, (T, D); see `expert_ffn`."""
+        """The weighted sum of each token's experts, (T, D); see `expert_ffn`.
+
+        Raises:
+            RuntimeError: if a reserved gradient buffer no longer is its weight's gradient.
+        """
+        if self._main_grads is not None and torch.is_grad_enabled():
+            self._check_reserved_gradients()
         return expert_ffn(
             x_TD,
             routing,
@@ -95,16 +158,43 @@ class Experts(nn.Module):
             activation=self.activation,
             dropout=self.dropout,
             training=self.training,
+            scale_E=self.scale,
+            main_grads=self._main_grads,
             backend=self.backend,
         )
+
+    def _check_reserved_gradients(self) -> None:
+        for name, weight, buffer in zip(
+            ("wi", "wo"), (self.wi, self.wo), self._main_grads[:2], strict=True
+        ):
+            if weight.dtype == buffer.dtype and weight.grad is not buffer:
+                raise RuntimeError(
+                    f"{name}.grad is not the buffer of reserve_gradients any more, so that the "
+                    f"optimizer would not see its gradient: clear gradients with "
+                    f"zero_grad(set_to_none=False), and reserve again after moving the module"
+                )
 
     def extra_repr(self) -> str:
         """Sizes and options, for ``print(model)``."""
         experts, d_ff, d_model = self.wo.shape
         return (
             f"num_experts={experts}, d_model={d_model}, d_ff={d_ff}, "
-            f"activation={self.activation!r}, dropout={self.dropout}, backend={self.backend!r}"
+            f"activation={self.activation!r}, dropout={self.dropout}, "
+            f"bias={self.bi is not None}, output_scale={self.scale is not None}, "
+            f"backend={self.backend!r}"
         )
+
+
+def _stack_names(module: Experts, state: dict[str, Any], prefix: str, *_: object) -> None:
+    stack_per_expert(state, prefix, num_experts=module.num_experts, gated=module._gated)
+
+
+def _unstack_names(module: Experts, state: dict[str, Any], prefix: str, *_: object) -> None:
+    if module.state_names == "per_expert":
+        names = [name for name in ("wi", "wo", "bi", "bo") if prefix + name in state]
+        stacked = {name: state.pop(prefix + name) for name in names}
+        named = to_per_expert(stacked, gated=module._gated)
+        state.update({prefix + name: value for name, value in named.items()})
 
 
 class SparseFeedForward(nn.Module):
@@ -113,12 +203,15 @@ class SparseFeedForward(nn.Module):
     Args:
         router: decides which expert works on which token.
         experts: do the work.
+        shared: a network that every token passes; its output is added.
 
     Raises:
-        ValueError: if the two disagree on the number of experts or the width.
+        ValueError: if the parts disagree on the number of experts or the width.
     """
 
-    def __init__(self, router: Router, experts: Experts) -> None:
+    def __init__(
+        self, router: Router, experts: Experts, shared: SharedExperts | None = None
+    ) -> None:
         super().__init__()
         routed = (router.num_experts, router.d_model)
         if routed != (experts.num_experts, experts.d_model):
@@ -126,8 +219,14 @@ class SparseFeedForward(nn.Module):
                 f"the router is for {routed[0]} experts of width {routed[1]}, the experts are "
                 f"{experts.num_experts} of width {experts.d_model}"
             )
+        if shared is not None and shared.wi.shape[0] != experts.d_model:
+            raise ValueError(
+                f"the shared experts are of width {shared.wi.shape[0]}, the experts of width "
+                f"{experts.d_model}"
+            )
         self.router = router
         self.experts = experts
+        self.shared = shared
 
     def forward(
         self,
@@ -146,10 +245,13 @@ class SparseFeedForward(nn.Module):
             forced_experts: (T, K) experts to use instead of selecting, for the router.
 
         Returns:
-            (T, D) outputs, zero for tokens that no expert took, and the routing with its
-            auxiliary losses and statistics.
+            (T, D) outputs, zero for tokens that no expert took and no shared expert takes, and the
+            routing with its auxiliary losses and statistics.
         """
         routing = self.router(
             x_TD, sequence_T=sequence_T, token_id_T=token_id_T, forced_experts=forced_experts
         )
-        return self.experts(x_TD, routing), routing
+        y_TD = self.experts(x_TD, routing)
+        if self.shared is not None:
+            y_TD = y_TD + self.shared(x_TD)
+        return y_TD, routing
