@@ -58,12 +58,11 @@ def forward(
     """
     _check(x_TD, weights, row_weight_R, options)
     rows = index.row_token_R.shape[0]
-    hidden = weights.wo_EFD.shape[1]
     keeps_output = options.activation.keeps_output
-    if rows == 0 or x_TD.shape[1] == 0:
-        width = hidden if keeps_output else weights.wi_EDH.shape[2]
-        kept = x_TD.new_empty(rows, width, dtype=options.matmul_dtype)
-        return torch.zeros_like(x_TD), kept if keep else None
+    if rows == 0:
+        width = weights.wo_EFD.shape[1] if keeps_output else weights.wi_EDH.shape[2]
+        kept = x_TD.new_empty(rows, width, dtype=options.matmul_dtype) if keep else None
+        return x_TD.new_zeros(x_TD.shape), kept
     configs = configs or _configs(weights, rows, options)
     with torch.cuda.device_of(x_TD):  # triton launches on the current device
         tiles = _tables(index, rows, configs.up.block_m, configs.down.block_m)
@@ -95,7 +94,7 @@ def forward(
 
 def backward(
     dy_TD: Tensor,
-    x_TD: Tensor,
+    x_TD: Tensor | None,
     kept: Tensor,
     weights: ExpertWeights,
     row_weight_R: Tensor,
@@ -123,15 +122,14 @@ def backward(
     Raises:
         ValueError: as `forward`.
     """
-    _check(x_TD, weights, row_weight_R, options)
+    _check(dy_TD, weights, row_weight_R, options)
     rows = index.row_token_R.shape[0]
-    if rows == 0 or x_TD.shape[1] == 0:
-        return _no_gradients(x_TD, weights, row_weight_R, wanted, main_grads)
+    if rows == 0:
+        return _no_gradients(dy_TD, weights, row_weight_R, wanted, main_grads)
     configs = configs or _configs(weights, rows, options)
-    x = x_TD.to(options.matmul_dtype)
     dy = dy_TD.to(options.matmul_dtype)
     offsets, row_token_R = index.expert_offsets, index.row_token_R
-    with torch.cuda.device_of(x_TD):
+    with torch.cuda.device_of(dy_TD):
         dx = dwi = dwo = dbi = dbo = drow = None
         if wanted.bo:
             dbo = dbias(dy, row_token_R, row_weight_R, offsets, weights.bo_ED.dtype)
@@ -170,20 +168,20 @@ def backward(
                 offsets,
                 gather_left=False,
                 out_EMN=dwo,
-                accumulate=main_grads.wo_EFD is not None,
+                accumulate=main_grads.wo_EFD is not None and main_grads.accumulate,
                 config=configs.dwo,
             )
             del weighted_RF
         if wanted.wi:
             dwi = _weight_gradient(weights.wi_EDH, main_grads.wi_EDH)
             dweight(
-                x,
+                x_TD.to(options.matmul_dtype),
                 dh_RH,
                 row_token_R,
                 offsets,
                 gather_left=True,
                 out_EMN=dwi,
-                accumulate=main_grads.wi_EDH is not None,
+                accumulate=main_grads.wi_EDH is not None and main_grads.accumulate,
                 config=configs.dwi,
             )
         if wanted.bi:
@@ -197,7 +195,7 @@ def backward(
                 tiles[configs.dx.block_m],
                 config=configs.dx,
             )
-            dx = combine(dx_RD, None, index.token_offsets, index.token_row_R, x_TD.dtype)
+            dx = combine(dx_RD, None, index.token_offsets, index.token_row_R, dy_TD.dtype)
     return Gradients(
         dx,
         dwi if main_grads.wi_EDH is None else None,
@@ -214,25 +212,28 @@ def _tables(index: RowIndex, rows: int, *block_ms: int) -> dict[int, TileTable]:
 
 def _weight_gradient(weight: Tensor, main_grad: Tensor | None) -> Tensor:
     """Where a weight's gradient goes: memory that a kernel writes in full, or adds to."""
-    return torch.empty_like(weight) if main_grad is None else main_grad
+    return weight.new_empty(weight.shape) if main_grad is None else main_grad
 
 
 def _no_gradients(
-    x_TD: Tensor,
+    dy_TD: Tensor,
     weights: ExpertWeights,
     row_weight_R: Tensor,
     wanted: Wanted,
     main_grads: MainGrads,
 ) -> Gradients:
-    """The gradients where nothing was computed."""
-    return Gradients(
-        torch.zeros_like(x_TD) if wanted.x else None,
-        torch.zeros_like(weights.wi_EDH) if wanted.wi and main_grads.wi_EDH is None else None,
-        torch.zeros_like(weights.wo_EFD) if wanted.wo and main_grads.wo_EFD is None else None,
-        torch.zeros_like(weights.bi_EH) if wanted.bi else None,
-        torch.zeros_like(weights.bo_ED) if wanted.bo else None,
-        torch.zeros_like(row_weight_R) if wanted.row_weight else None,
+    """The gradients where there are no rows."""
+    inputs = (dy_TD, weights.wi_EDH, weights.wo_EFD, weights.bi_EH, weights.bo_ED, row_weight_R)
+    gradients = Gradients(
+        *(x.new_zeros(x.shape) if want else None for x, want in zip(inputs, wanted, strict=True))
     )
+    for name in ("wi_EDH", "wo_EFD"):
+        main_grad = getattr(main_grads, name)
+        if main_grad is not None and getattr(gradients, name) is not None:
+            gradients = gradients._replace(**{name: None})
+            if not main_grads.accumulate:
+                main_grad.zero_()
+    return gradients
 
 
 def _configs(weights: ExpertWeights, rows: int, options: Options) -> KernelConfigs:
