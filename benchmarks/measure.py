@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -27,6 +28,87 @@ def alternate(
             if repeat >= warmup:
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+class Passes(NamedTuple):
+    """A forward pass, and the backward pass of what it returned."""
+
+    forward: Callable[[], torch.Tensor]
+    backward: Callable[[torch.Tensor], object]
+
+
+class PassSeconds(NamedTuple):
+    """Median seconds of each pass, and of the two together."""
+
+    forward: float
+    backward: float
+    both: float
+
+
+def alternate_passes(
+    sides: Mapping[str, Passes], *, device: str, repeats: int, warmup: int
+) -> dict[str, PassSeconds]:
+    """Time each side's two passes, in turn, ``repeats`` times after ``warmup``.
+
+    On CUDA by events on the stream, without waiting between calls, so that all sides run at the
+    clocks of a busy device. Before each call two GiB are overwritten: nothing is left in the
+    caches, and the host is ahead of the device when the clock starts, even if the side before
+    waited for it.
+    """
+    cuda = device == "cuda"
+    flush = torch.empty(2**31, dtype=torch.uint8, device=device) if cuda else None
+
+    def mark() -> torch.cuda.Event | float:
+        if not cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    marks: dict[str, list[tuple]] = {name: [] for name in sides}
+    for repeat in range(warmup + repeats):
+        for name, (forward, backward) in sides.items():
+            if flush is not None:
+                flush.zero_()
+            start = mark()
+            output = forward()
+            middle = mark()
+            backward(output)
+            end = mark()
+            del output  # or it would take memory while the next side runs
+            if repeat >= warmup:
+                marks[name].append((start, middle, end))
+    if cuda:
+        torch.cuda.synchronize()
+
+    def seconds(first: torch.cuda.Event | float, second: torch.cuda.Event | float) -> float:
+        return first.elapsed_time(second) / 1e3 if cuda else second - first
+
+    return {
+        name: PassSeconds(
+            statistics.median(seconds(start, middle) for start, middle, _ in times),
+            statistics.median(seconds(middle, end) for _, middle, end in times),
+            statistics.median(seconds(start, end) for start, _, end in times),
+        )
+        for name, times in marks.items()
+    }
+
+
+def saved_bytes(forward: Callable[[], object], *, but: Sequence[torch.Tensor]) -> int:
+    """Bytes of the storages that autograd keeps for backward, those of ``but`` left out."""
+    left_out = {tensor.untyped_storage().data_ptr() for tensor in but}
+    saved: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used again
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in left_out:
+            saved[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = forward()
+    del output
+    return sum(storage.nbytes() for storage in saved.values())
 
 
 def require_close(ours: torch.Tensor, theirs: torch.Tensor, *, relative: float, what: str) -> None:
@@ -52,8 +134,12 @@ def write_json(
     packages: Sequence[str],
     rows: Sequence[Mapping[str, object]],
     ratios: Mapping[str, float],
+    versions: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the result as JSON, with commit, machine and versions."""
+    """Write the result as JSON, with commit, machine and versions.
+
+    ``versions`` holds those that are not of installed ``packages``.
+    """
     git = ["git", "-C", str(Path(__file__).parent)]
     commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
     dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
@@ -65,6 +151,7 @@ def write_json(
         "versions": {
             "python": sys.version.split()[0],
             **{name: metadata.version(name) for name in packages},
+            **(versions or {}),
         },
         "rows": list(rows),
         "ratios": dict(ratios),

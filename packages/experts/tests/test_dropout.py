@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flan_moe.experts import ExpertWeights, expert_ffn
-from flan_moe.experts.dropout import DropoutSeed, dropout_scale
+from flan_moe.experts.dropout import Dropout, _words_numpy, _words_torch, dropout_scale
 from flan_moe.routing import build_routing
 
 
@@ -80,19 +80,49 @@ def test_mask_follows_torchs_generator_and_advances_it():
     assert not torch.equal(first, second)
 
 
+def scale_of(probability, rows, width, seed=1, **options):
+    return dropout_scale(Dropout(torch.tensor([seed]), probability), rows, width, **options)
+
+
 @pytest.mark.parametrize("rows", [0, 1, 3])
 def test_scale_of_odd_sizes(rows):
-    scale_RF = dropout_scale(DropoutSeed(1, 0.5), rows, 7, device=torch.device("cpu"))
+    scale_RF = scale_of(0.5, rows, 7)
     assert scale_RF.shape == (rows, 7)
     assert set(scale_RF.unique().tolist()) <= {0.0, 2.0}
 
 
+def test_rows_are_the_same_whichever_part_is_asked_for():
+    whole_RF = scale_of(0.3, 20, 37)
+    assert torch.equal(scale_of(0.3, 9, 37, first_row=6), whole_RF[6:15])
+
+
 def test_scale_is_unbiased_after_rounding_the_probability():
     # 0.3 is rounded to 19661 / 65536; the scale belongs to that value.
-    scale_RF = dropout_scale(DropoutSeed(1, 0.3), 100, 100, device=torch.device("cpu"))
-    assert float(scale_RF.max()) == pytest.approx(65536 / (65536 - 19661), rel=1e-7)
+    assert float(scale_of(0.3, 100, 100).max()) == pytest.approx(65536 / (65536 - 19661), rel=1e-7)
 
 
 def test_a_probability_below_half_a_level_drops_nothing():
-    scale_RF = dropout_scale(DropoutSeed(1, 5e-6), 1000, 1000, device=torch.device("cpu"))
-    assert torch.equal(scale_RF, torch.ones(1000, 1000))
+    assert torch.equal(scale_of(5e-6, 1000, 1000), torch.ones(1000, 1000))
+
+
+def test_bits_are_those_of_philox_4x64():
+    # Known answers of Random123 (kat_vectors, philox4x64 10 rounds): counter and key of zeros.
+    expected = [0x16554D9ECA36314C, 0xDB20FE9D672D0FDC, 0xD7E772CEE186176B, 0x7E68B68AEC7BA23B]
+    words = _words_numpy(torch.tensor([0]), 0, 1)
+    assert [word % 2**64 for word in words.tolist()] == expected
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**62 + 12345, 2**63 - 2])
+@pytest.mark.parametrize("first", [0, 7, 2**40])
+def test_every_device_makes_the_same_bits(seed, first):
+    # What a device without numpy's generator computes in integer tensors, run on the CPU.
+    seed_1 = torch.tensor([seed])
+    assert torch.equal(_words_numpy(seed_1, first, 100), _words_torch(seed_1, first, 100))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_makes_the_mask_of_the_cpu():
+    draw = Dropout(torch.tensor([11]), 0.3)
+    on_gpu = dropout_scale(Dropout(draw.seed.cuda(), 0.3), 50, 37)
+    assert torch.equal(on_gpu.cpu(), dropout_scale(draw, 50, 37))

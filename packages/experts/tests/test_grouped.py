@@ -17,13 +17,19 @@ ROUTERS = {
 }
 
 
-def make_weights(activation, dtype=torch.float32):
+def make_weights(activation, dtype=torch.float32, *, biases=False):
     """Weights that keep activations and outputs of order one for x of order one."""
     h_width = 2 * D_FF if ACTIVATIONS[activation].gated else D_FF
     return ExpertWeights(
         (torch.randn(EXPERTS, D_MODEL, h_width) * D_MODEL**-0.5).to(dtype),
         (torch.randn(EXPERTS, D_FF, D_MODEL) * 2 * D_FF**-0.5).to(dtype),
+        torch.randn(EXPERTS, h_width).to(dtype) if biases else None,
+        torch.randn(EXPERTS, D_MODEL).to(dtype) if biases else None,
     )
+
+
+def mapped(weights, change):
+    return ExpertWeights(*(None if w is None else change(w) for w in weights))
 
 
 def make_routing(config, x_TD):
@@ -49,25 +55,28 @@ def routing_by_hand(pairs, tokens, experts=EXPERTS):
 def forward_and_gradients(x_TD, routing, weights, dy_TD, **options):
     """Output and the gradients of x, wi, wo and the row weights, by name."""
     x_TD = x_TD.detach().requires_grad_()
-    weights = ExpertWeights(*(w.detach().requires_grad_() for w in weights))
+    weights = mapped(weights, lambda w: w.detach().requires_grad_())
     routing = dataclasses.replace(
         routing, row_weight_R=routing.row_weight_R.detach().requires_grad_()
     )
     y_TD = expert_ffn(x_TD, routing, weights, **options)
     y_TD.backward(dy_TD.to(y_TD.dtype))
-    return {
+    gradients = {
         "y": y_TD.detach(),
         "dx": x_TD.grad,
         "dwi": weights.wi_EDH.grad,
         "dwo": weights.wo_EFD.grad,
         "dweight": routing.row_weight_R.grad,
     }
+    if weights.bi_EH is not None:
+        gradients |= {"dbi": weights.bi_EH.grad, "dbo": weights.bo_ED.grad}
+    return gradients
 
 
 def in_float64(x_TD, routing, weights, dy_TD, **options):
     """`forward_and_gradients` of the reference, in float64 throughout."""
     exact = dataclasses.replace(routing, row_weight_R=routing.row_weight_R.double())
-    weights = ExpertWeights(*(w.double() for w in weights))
+    weights = mapped(weights, torch.Tensor.double)
     return forward_and_gradients(
         x_TD.double(), exact, weights, dy_TD.double(), backend="reference", **options
     )
@@ -78,7 +87,9 @@ def assert_relative(ours, exact, bound):
         assert ours[name].isfinite().all(), name
         # Per expert for weight gradients, so that a wrong slice cannot hide behind the others.
         parts = (
-            zip(ours[name], value, strict=True) if name in ("dwi", "dwo") else [(ours[name], value)]
+            zip(ours[name], value, strict=True)
+            if name in ("dwi", "dwo", "dbi", "dbo")
+            else [(ours[name], value)]
         )
         for got, want in parts:
             error = (got.double() - want).norm()
@@ -88,10 +99,13 @@ def assert_relative(ours, exact, bound):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("router", ROUTERS)
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_float32_equals_float64_reference(router, activation, dropout):
+@pytest.mark.parametrize("biases", [False, True], ids=["no bias", "biases"])
+@pytest.mark.parametrize("tokens", [70, 700], ids=["one chunk", "chunks"])
+def test_float32_equals_float64_reference(router, activation, dropout, biases, tokens):
     torch.manual_seed(0)
-    x_TD, dy_TD = torch.randn(2, 70, D_MODEL).unbind()
-    weights, routing = make_weights(activation), make_routing(ROUTERS[router], x_TD)
+    x_TD, dy_TD = torch.randn(2, tokens, D_MODEL).unbind()
+    weights = make_weights(activation, biases=biases)
+    routing = make_routing(ROUTERS[router], x_TD)
     options = {"activation": activation, "dropout": dropout, "training": True}
     torch.manual_seed(5)
     exact = in_float64(x_TD, routing, weights, dy_TD, **options)
@@ -175,7 +189,7 @@ def test_permuting_experts_permutes_their_gradients_and_leaves_the_output():
     x_TD, dy_TD = torch.randn(2, 20, D_MODEL).unbind()
     weights = make_weights("swiglu")
     inverse = permutation.argsort()
-    moved = ExpertWeights(*(w[inverse] for w in weights))
+    moved = mapped(weights, lambda w: w[inverse])
     torch.manual_seed(1)
     before = forward_and_gradients(
         x_TD, routing_by_hand(pairs, 20), weights, dy_TD, activation="swiglu"
@@ -192,7 +206,7 @@ def test_permuting_experts_permutes_their_gradients_and_leaves_the_output():
 def test_equal_experts_with_weights_that_sum_to_one_are_one_dense_layer():
     torch.manual_seed(0)
     x_TD = torch.randn(30, D_MODEL)
-    wi_1DH, wo_1FD = (w[:1] for w in make_weights("geglu"))
+    wi_1DH, wo_1FD = (w[:1] for w in make_weights("geglu")[:2])
     weights = ExpertWeights(wi_1DH.expand(EXPERTS, -1, -1), wo_1FD.expand(EXPERTS, -1, -1))
     config = RouterConfig(
         name="top_k", num_experts=EXPERTS, top_k=2, capacity_factor=None, renormalise="before_drop"
@@ -289,29 +303,29 @@ def test_saves_only_tokens_preactivation_and_indices(activation, kept_width, dro
     torch.manual_seed(0)
     tokens = 50
     x_TD = torch.randn(tokens, D_MODEL, requires_grad=True)
-    weights = ExpertWeights(*(w.requires_grad_() for w in make_weights(activation)))
+    weights = mapped(make_weights(activation), torch.Tensor.requires_grad_)
     routing = make_routing(ROUTERS["top-3"], x_TD.detach())
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         expert_ffn(x_TD, routing, weights, activation=activation, dropout=dropout, training=True)
-    inputs = {t.untyped_storage().data_ptr() for t in (x_TD, *weights)}
+    inputs = {t.untyped_storage().data_ptr() for t in (x_TD, *weights[:2])}
     new = [t for t in saved if t.untyped_storage().data_ptr() not in inputs]
     floats = sum(t.numel() for t in new if t.is_floating_point())
     indices = sum(t.numel() for t in new if not t.is_floating_point())
     rows = 3 * tokens
     assert floats == rows * kept_width + rows  # the pre-activation, and a weight per row
-    assert indices == 2 * rows + tokens + 1
+    assert indices == 2 * rows + (tokens + 1) + (EXPERTS + 1) + (dropout > 0)
 
 
 @pytest.mark.parametrize("activation", ["relu", "geglu"])
 def test_a_second_backward_through_a_retained_graph_is_the_same(activation):
     torch.manual_seed(0)
     x_TD = torch.randn(40, D_MODEL)
-    weights = ExpertWeights(*(w.requires_grad_() for w in make_weights(activation)))
+    weights = mapped(make_weights(activation), torch.Tensor.requires_grad_)
     routing = make_routing(ROUTERS["top-3"], x_TD)
     y_TD = expert_ffn(x_TD, routing, weights, activation=activation, dropout=0.3, training=True)
-    first = torch.autograd.grad(y_TD.sum(), weights, retain_graph=True)
-    second = torch.autograd.grad(y_TD.sum(), weights)
+    first = torch.autograd.grad(y_TD.sum(), weights[:2], retain_graph=True)
+    second = torch.autograd.grad(y_TD.sum(), weights[:2])
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -341,7 +355,7 @@ def test_few_tokens_touch_only_the_experts_they_use():
     # Weights of experts without rows are NaN: reading one of them would show.
     torch.manual_seed(0)
     weights = make_weights("geglu")
-    for w in weights:
+    for w in weights[:2]:
         w[[0, 1, 3, 4]] = float("nan")
     x_TD, dy_TD = torch.randn(2, 2, D_MODEL).unbind()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -357,7 +371,7 @@ def test_few_tokens_touch_only_the_experts_they_use():
 def test_cuda_equals_float64_reference_with_a_padded_routing(activation):
     torch.manual_seed(0)
     x_TD, dy_TD = torch.randn(2, 70, D_MODEL).cuda().unbind()
-    weights = ExpertWeights(*(w.cuda() for w in make_weights(activation)))
+    weights = mapped(make_weights(activation), torch.Tensor.cuda)
     router = Router(ROUTERS["switch with drops"], D_MODEL).cuda()
     torch.nn.init.normal_(router.weight)
     with torch.no_grad():

@@ -67,7 +67,7 @@ def dropout_scale(draw: Dropout, rows: int, width: int, *, first_row: int = 0) -
     """
     device = draw.seed.device
     blocks = -(-width // BLOCK)
-    if draw.dropped_levels == LEVELS:
+    if rows == 0 or draw.dropped_levels == LEVELS:
         return torch.zeros(rows, width, device=device)
     words = _words_numpy if device.type == "cpu" else _words_torch
     level = (

@@ -129,7 +129,7 @@ def _scaled(routing: Routing, scale_E: Tensor) -> Routing:
 
 
 def _check_tensors(x_TD: Tensor, routing: Routing, weights: ExpertWeights, act: Activation) -> None:
-    wi_EDH, wo_EFD, bi_EH, bo_ED = weights
+    wi_EDH, wo_EFD = weights.wi_EDH, weights.wo_EFD
     if x_TD.ndim != 2 or wi_EDH.ndim != 3 or wo_EFD.ndim != 3:
         raise ValueError(
             f"expected x (T, D), wi (E, D, H), wo (E, F, D); got shapes {tuple(x_TD.shape)}, "
@@ -173,7 +173,10 @@ def _check_tensors(x_TD: Tensor, routing: Routing, weights: ExpertWeights, act: 
 
 
 def _check_main_grads(main_grads: MainGrads, weights: ExpertWeights) -> None:
-    for name, buffer, weight in zip(("wi_EDH", "wo_EFD"), main_grads[:2], weights[:2], strict=True):
+    for name, buffer, weight in (
+        ("wi_EDH", main_grads.wi_EDH, weights.wi_EDH),
+        ("wo_EFD", main_grads.wo_EFD, weights.wo_EFD),
+    ):
         if buffer is None:
             continue
         dtype = torch.promote_types(weight.dtype, torch.float32)

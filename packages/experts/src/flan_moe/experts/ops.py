@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from flan_moe.experts.activations import get_activation
 from flan_moe.experts.backend import Backend, MainGrads, Options, RowIndex, Wanted
@@ -61,16 +62,10 @@ def run_forward(
 ) -> tuple[Tensor, Tensor]:
     """The output, and what the backward pass needs (nothing unless ``keep``).
 
-    Args:
-        x_TD, wi_EDH, wo_EFD, bi_EH, bo_ED: see `flan_moe.experts.expert_ffn`.
-        row_weight_R, row_token_R, expert_offsets, token_offsets, token_row_R: of a `Routing`.
-        seed: of the dropout draw; None for no dropout.
-        main_grad_wi, main_grad_wo, accumulate: see `backend.MainGrads`; for the backward pass.
-        probability: of dropout.
-        activation: a key of `ACTIVATIONS`.
-        backend: ``"grouped"`` or ``"triton"``.
-        matmul_dtype: see `backend.Options`.
-        keep: whether a backward pass will follow.
+    The arguments are those of `flan_moe.experts.expert_ffn`, taken apart into what an operator
+    may take: ``seed`` and ``probability`` are of the dropout draw (None: no dropout),
+    ``main_grad_*`` and ``accumulate`` of `MainGrads`, for the backward pass; ``backend`` is a name
+    for `get_backend`, ``keep`` tells whether a backward pass will follow.
     """
     dropout = None if seed is None else Dropout(seed, probability)
     with _no_autocast(x_TD):
@@ -147,11 +142,11 @@ def expert_ffn_backward(
     backend: str,
     matmul_dtype: torch.dtype,
     wanted: list[bool],
-) -> list[Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of the first six inputs of `expert_ffn_forward`; empty where not ``wanted``.
 
-    ``x_TD`` is needed for the gradient of wi only.
-    A weight gradient that goes into its main gradient is empty, too,
+    ``x_TD`` is needed for the gradient of wi only. A weight gradient that goes into its main
+    gradient is empty, too.
     """
     dropout = None if seed is None else Dropout(seed, probability)
     with _no_autocast(dy_TD):
@@ -168,7 +163,7 @@ def expert_ffn_backward(
             Wanted(*wanted),
             MainGrads(main_grad_wi, main_grad_wo, accumulate),
         )
-    return [dy_TD.new_empty(0) if gradient is None else gradient for gradient in gradients]
+    return tuple(dy_TD.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 
 @expert_ffn_backward.register_fake
@@ -194,15 +189,15 @@ def _(
     backend: str,
     matmul_dtype: torch.dtype,
     wanted: list[bool],
-) -> list[Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     returned = list(wanted)
     returned[1] &= main_grad_wi is None
     returned[2] &= main_grad_wo is None
     inputs = (dy_TD, wi_EDH, wo_EFD, bi_EH, bo_ED, row_weight_R)
-    return [
+    return tuple(
         value.new_empty(value.shape) if is_returned else dy_TD.new_empty(0)
         for value, is_returned in zip(inputs, returned, strict=True)
-    ]
+    )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -230,3 +225,39 @@ def _backward(ctx: Any, dy_TD: Tensor | None, dkept: None) -> tuple[Tensor | Non
 
 
 expert_ffn_forward.register_autograd(_backward, setup_context=_setup_context)
+
+
+@register_flop_formula(torch.ops.flan_moe.expert_ffn_forward)
+def _forward_flops(
+    x: torch.Size,
+    wi: torch.Size,
+    wo: torch.Size,
+    bi: Any,
+    bo: Any,
+    row_weight: torch.Size,
+    *_: Any,
+    **__: Any,
+) -> int:
+    """Two per multiply-add of the two products; on a GPU for the bound of the row count."""
+    return 2 * row_weight[0] * (wi[1] * wi[2] + wo[1] * wo[2])
+
+
+@register_flop_formula(torch.ops.flan_moe.expert_ffn_backward)
+def _backward_flops(
+    dy: torch.Size,
+    kept: Any,
+    x: Any,
+    wi: torch.Size,
+    wo: torch.Size,
+    bi: Any,
+    bo: Any,
+    row_weight: torch.Size,
+    *arguments: Any,
+    **_: Any,
+) -> int:
+    """As `_forward_flops`, of the products that the wanted gradients take."""
+    wants = Wanted(*arguments[-1])
+    needs_dh = wants.x or wants.wi or wants.bi
+    times_wi = 2 * row_weight[0] * wi[1] * wi[2]
+    times_wo = 2 * row_weight[0] * wo[1] * wo[2]
+    return times_wi * (wants.wi + wants.x) + times_wo * (wants.wo + (needs_dh or wants.row_weight))

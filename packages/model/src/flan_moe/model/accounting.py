@@ -87,7 +87,7 @@ def count_parameters(config: FlanMoEConfig) -> ParameterCount:
         if isinstance(module, SparseFeedForward):
             router += sum(parameter.numel() for parameter in module.router.parameters())
             used = experts_per_token(module.router.config) / module.experts.num_experts
-            idle += (1 - used) * sum(weight.numel() for weight in module.experts.weights)
+            idle += (1 - used) * sum(weight.numel() for weight in module.experts.parameters())
     return ParameterCount(
         total=total, active=round(total - embedding - idle), embedding=embedding, router=router
     )
