@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 
 FILES = [
     str(Path(__file__).with_name(f"test_kernels_{name}.py"))
-    for name in ("pass", "promises", "stages")
+    for name in ("pass", "promises", "stages", "tune")
 ]
 
 

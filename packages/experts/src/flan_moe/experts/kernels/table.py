@@ -158,6 +158,11 @@ def bucket(rows: int, experts: int) -> int:
     return max((size for size in BUCKETS if size * experts <= rows), default=BUCKETS[0])
 
 
+def kernel_of(role: str, *, gated: bool) -> str:
+    """Which of `KERNELS` fills a field of `KernelConfigs`."""
+    return f"{role}_gated" if gated and f"{role}_gated" in KERNELS else role
+
+
 def choose_configs(
     *,
     capability: int,
@@ -196,9 +201,8 @@ def _choose_configs(
 ) -> KernelConfigs:
     chosen = {}
     for role in (field.name for field in fields(KernelConfigs)):
-        kernel = f"{role}_gated" if gated and f"{role}_gated" in KERNELS else role
         shape = Shape(
-            kernel=kernel,
+            kernel=kernel_of(role, gated=gated),
             dtype=dtype,
             capability=capability,
             width=width,
