@@ -71,8 +71,9 @@ def test_any_strides():
         dy_TD=strided(dy_TD),
     )
     assert 1 not in {*other.x_TD.stride(), *other.weights.wi_EDH.stride()}
-    _, expected = oracle(case)
-    _, gradients = run(other, configs=small_tiles(tma=True))
+    expected_TD, expected = oracle(case)
+    y_TD, gradients = run(other, configs=small_tiles(tma=True))
+    assert relative_error(y_TD, expected_TD) < 1e-5
     check_close(gradients, expected, torch.float32)
 
 
@@ -104,6 +105,75 @@ def test_offsets_past_31_bits():
         y_TD, gradients = run(far, configs=small_tiles())
         assert relative_error(y_TD, expected_TD) < 2e-3, name
         check_close(gradients, expected, torch.float16)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="untouched memory costs nothing on CPU only")
+@pytest.mark.parametrize("activation", ["relu", "geglu"])
+def test_rows_past_31_bits(activation):
+    """The last rows of more than 2**31 elements get what the first rows of a few would."""
+    from flan_moe.experts.kernels.combine import combine
+    from flan_moe.experts.kernels.dbias import dbias
+    from flan_moe.experts.kernels.dhidden import dhidden
+    from flan_moe.experts.kernels.dweight import dweight
+    from flan_moe.experts.kernels.rows_matmul import rows_matmul
+    from flan_moe.experts.kernels.schedule import TileTable
+    from flan_moe.experts.kernels.up import up
+
+    rows, size = 3, 16
+    case = small_case(
+        activation, tokens=rows, experts=1, width=size, hidden=size, dtype=torch.float16, keep=1.1
+    )
+    x_TD, weights, weight_R, _, options, dy_TD = case
+    configs = small_tiles()
+
+    def last_rows(before):
+        """Every kernel on an expert whose rows start at ``before``; what it gives for them."""
+
+        def shifted(tensor):
+            memory = torch.empty(before + rows, *tensor.shape[1:], dtype=tensor.dtype)
+            memory[before:] = tensor
+            return memory
+
+        def one_tile(block_m):
+            first = torch.tensor([before], dtype=torch.int32)
+            one = torch.ones(1, dtype=torch.int32)
+            return TileTable(torch.zeros_like(first), first, one, block_m)
+
+        offsets = torch.tensor([before, before + rows], dtype=torch.int32)
+        token_R = shifted(torch.arange(rows, dtype=torch.int32))
+        row_weight_R = shifted(weight_R)
+        act, none = options.activation, None
+        a_RF, h_RH = up(
+            x_TD, token_R, weights.wi_EDH, none, offsets, one_tile(configs.up.block_m), act, none,
+            keep=not act.keeps_output, config=configs.up,
+        )  # fmt: skip
+        y_RD = rows_matmul(
+            a_RF, weights.wo_EFD, none, offsets, one_tile(configs.down.block_m), config=configs.down
+        )
+        entries = torch.arange(rows + 1, dtype=torch.int32)
+        y_TD = combine(y_RD, row_weight_R, entries, entries[:rows] + before, torch.float32)
+        grads = dhidden(
+            dy_TD, token_R, row_weight_R, weights.wo_EFD, a_RF if h_RH is None else h_RH, offsets,
+            one_tile(configs.dhidden.block_m), act, none,
+            want_dh=True, want_weighted=True, want_partial=True, config=configs.dhidden,
+        )  # fmt: skip
+        dwi_EDH = torch.empty_like(weights.wi_EDH)
+        dweight(
+            x_TD, grads.dh_RH, token_R, offsets,
+            gather_left=True, out_EMN=dwi_EDH, accumulate=False, config=configs.dwi,
+        )  # fmt: skip
+        dwo_EFD = torch.empty_like(weights.wo_EFD)
+        dweight(
+            grads.weighted_RF, dy_TD, token_R, offsets,
+            gather_left=False, out_EMN=dwo_EFD, accumulate=False, config=configs.dwo,
+        )  # fmt: skip
+        dbi_EH = dbias(grads.dh_RH, none, none, offsets, torch.float32)
+        assert (before == 0) == (a_RF.numel() < 2**31)
+        return y_TD, dwi_EDH, dwo_EFD, dbi_EH, grads.partial_CR[:, before:].clone()
+
+    for far, near in zip(last_rows(2**27), last_rows(0), strict=True):
+        assert bool((near != 0).any())
+        assert torch.equal(far, near)
 
 
 @pytest.mark.parametrize("wanted", range(6))
@@ -142,6 +212,18 @@ def test_main_gradients(accumulate, keep):
     assert bool((case.index.expert_offsets.diff() == 0).any())
     for buffer, gradient in zip(buffers, (expected.wi_EDH, expected.wo_EFD), strict=True):
         assert relative_error(buffer, gradient + 2.0 * accumulate) < 2e-3
+
+
+def test_main_gradients_of_experts_without_rows_are_not_touched():
+    case = small_case(experts=6, keep=0.5)
+    empty_E = case.index.expert_offsets.diff() == 0
+    assert bool(empty_E.any())
+    # Adding zero would turn minus zero into zero.
+    buffers = [torch.full(w.shape, -0.0, device=DEVICE) for w in case.weights[:2]]
+    run(case, configs=small_tiles(), main_grads=MainGrads(*buffers))
+    for buffer in buffers:
+        assert bool(buffer[empty_E].signbit().all())
+        assert not bool(buffer[~empty_E].signbit().all())
 
 
 def test_repeats_to_the_bit():

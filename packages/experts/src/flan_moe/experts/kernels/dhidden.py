@@ -243,9 +243,8 @@ def _pull_back(
     first = tl.load(kept + at_RH, mask=inside, other=0.0).to(tl.float32)
     if FROM_OUTPUT:
         a = first
+        # Zero where dropout or the activation zeroed a, see `Pointwise.of_output`.
         slope = slope_from_output(a * inverse_scale, ACT) * scale
-        # What dropout zeroed has no gradient, nor has what the activation zeroed.
-        slope = tl.where(a == 0, 0.0, slope)
     else:
         value, slope = value_and_slope(first, ACT)
         if seed is not None:
