@@ -38,6 +38,7 @@ KERNELS = {
     "dbias": "_dbias",
     "drow_weight": "_drow_weight",
 }
+BF16, FP32 = torch.bfloat16, torch.float32
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}
 TYPES = {
     torch.float32: "*fp32",
@@ -76,7 +77,7 @@ def launches(monkeypatch):
     return recorded
 
 
-def launch_a_pass(activation, *, capability, dtype, rows_per_expert, bias, main_grads):
+def launch_a_pass(activation, *, capability, dtype, weight_dtype, rows_per_expert, bias):
     from flan_moe.experts.kernels import backend
     from flan_moe.experts.kernels.table import choose_configs
 
@@ -89,10 +90,10 @@ def launch_a_pass(activation, *, capability, dtype, rows_per_expert, bias, main_
         return torch.empty(*shape, dtype=dtype, device="meta")
 
     weights = ExpertWeights(
-        empty(experts, width, pre),
-        empty(experts, hidden, width),
-        empty(experts, pre) if bias else None,
-        empty(experts, width) if bias else None,
+        empty(experts, width, pre, dtype=weight_dtype),
+        empty(experts, hidden, width, dtype=weight_dtype),
+        empty(experts, pre, dtype=weight_dtype) if bias else None,
+        empty(experts, width, dtype=weight_dtype) if bias else None,
     )
     sizes = (rows, experts + 1, rows + 1, rows)
     index = RowIndex(*(empty(size, dtype=torch.int32) for size in sizes))
@@ -104,6 +105,7 @@ def launch_a_pass(activation, *, capability, dtype, rows_per_expert, bias, main_
     configs = choose_configs(
         capability=capability,
         dtype=dtype,
+        weight_dtype=weight_dtype,
         width=width,
         hidden=hidden,
         experts=experts,
@@ -115,7 +117,7 @@ def launch_a_pass(activation, *, capability, dtype, rows_per_expert, bias, main_
         x_TD, weights, row_weight_R, index, options, keep=True, configs=configs
     )
     wanted = Wanted(True, True, True, bias, bias, True)
-    buffers = [empty(*w.shape, dtype=torch.float32) if main_grads else None for w in weights[:2]]
+    buffers = [empty(*w.shape, dtype=torch.float32) if bias else None for w in weights[:2]]
     backend.backward(
         x_TD,
         x_TD,
@@ -165,25 +167,34 @@ def spilled_bytes(compiled):
 
 
 @pytest.mark.parametrize(
-    ("capability", "dtype", "activation", "rows_per_expert", "bias"),
+    ("capability", "dtype", "weight_dtype", "activation", "rows_per_expert", "bias"),
     [
-        (90, torch.bfloat16, "geglu", 512, False),
-        (90, torch.bfloat16, "relu", 512, False),
-        (90, torch.bfloat16, "geglu", 2, True),
-        (80, torch.bfloat16, "geglu", 512, False),
-        (80, torch.float32, "geglu", 512, False),
+        (90, BF16, BF16, "geglu", 512, False),
+        (90, BF16, BF16, "relu", 512, False),
+        (90, BF16, BF16, "geglu", 2, True),
+        (90, BF16, FP32, "geglu", 512, False),
+        (80, BF16, BF16, "geglu", 512, False),
+        (80, FP32, FP32, "geglu", 512, False),
+    ],
+    ids=[
+        "Hopper, gated",
+        "Hopper, not gated",
+        "Hopper, few rows, biases, main gradients",
+        "Hopper, float32 weights under autocast",
+        "Ampere",
+        "Ampere, float32",
     ],
 )
 def test_a_pass_compiles_into_registers_and_shared_memory(
-    launches, capability, dtype, activation, rows_per_expert, bias
+    launches, capability, dtype, weight_dtype, activation, rows_per_expert, bias
 ):
     launch_a_pass(
         activation,
         capability=capability,
         dtype=dtype,
+        weight_dtype=weight_dtype,
         rows_per_expert=rows_per_expert,
         bias=bias,
-        main_grads=bias,
     )
     assert {launch.kernel.__name__ for launch in launches} >= {"_up", "_rows_matmul", "_dweight"}
     for launch in launches:

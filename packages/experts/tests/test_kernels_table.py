@@ -21,6 +21,7 @@ from flan_moe.experts.kernels.table import (
 SHAPE = Shape(
     kernel="up",
     dtype="bfloat16",
+    weight_bits=16,
     capability=90,
     width=768,
     hidden=3072,
@@ -33,10 +34,11 @@ def config(block_m):
     return TileConfig(block_m=block_m, block_n=64, block_k=32)
 
 
-def default(block_m, *, capability=0, rows_per_expert=1, kernel="up", bits=16):
+def default(block_m, *, capability=0, rows_per_expert=1, kernel="up", bits=16, weight_bits=16):
     return Default(
         kernel=kernel,
         bits=bits,
+        weight_bits=weight_bits,
         capability=capability,
         rows_per_expert=rows_per_expert,
         config=config(block_m),
@@ -76,7 +78,8 @@ def test_of_the_defaults_the_closest_device_counts_then_the_most_rows():
 
 
 def test_nothing_that_applies_is_an_error():
-    table = Table(defaults=(default(16, kernel="down"), default(16, bits=32)), tuned={})
+    others = (default(16, kernel="down"), default(16, bits=32), default(16, weight_bits=32))
+    table = Table(defaults=others, tuned={})
     with pytest.raises(LookupError, match="width=768"):
         table.choose(SHAPE)
 
@@ -84,7 +87,7 @@ def test_nothing_that_applies_is_an_error():
 def test_the_shipped_table_has_an_answer_for_everything():
     table = shipped_table()
     for kernel in KERNELS:
-        for dtype in ("float32", "bfloat16", "float16"):
+        for dtype, weight_bits in (("float32", 32), ("bfloat16", 16), ("float16", 32)):
             for capability in (0, 75, 80, 90, 120):
                 for rows_per_expert in BUCKETS:
                     found = table.choose(
@@ -92,6 +95,7 @@ def test_the_shipped_table_has_an_answer_for_everything():
                             SHAPE,
                             kernel=kernel,
                             dtype=dtype,
+                            weight_bits=weight_bits,
                             capability=capability,
                             rows_per_expert=rows_per_expert,
                         )
@@ -100,7 +104,8 @@ def test_the_shipped_table_has_an_answer_for_everything():
 
 
 def test_few_rows_get_small_tiles():
-    sizes = {"capability": 90, "dtype": torch.bfloat16, "width": 1024, "hidden": 2816}
+    dtypes = {"dtype": torch.bfloat16, "weight_dtype": torch.bfloat16}
+    sizes = {"capability": 90, "width": 1024, "hidden": 2816, **dtypes}
     few = choose_configs(**sizes, experts=32, rows=64, gated=True)
     many = choose_configs(**sizes, experts=32, rows=65536, gated=True)
     assert few.up.block_m == few.down.block_m == few.dhidden.block_m == few.dx.block_m == 16
@@ -118,6 +123,7 @@ def test_a_table_survives_its_file():
     [
         (("defaults", 0, "kernel"), "sideways", r"defaults\[0\].*sideways"),
         (("defaults", 0, "bits"), 8, r"defaults\[0\].*bits=8"),
+        (("defaults", 0, "weight_bits"), 64, r"defaults\[0\].*weight_bits=64"),
         (("defaults", 0, "rows_per_expert"), 100, r"defaults\[0\].*rows_per_expert=100"),
         (("defaults", 0, "config", "block_m"), 48, r"defaults\[0\].*block_m=48"),
         (("defaults", 0, "config", "block_n"), 16, r"defaults\[0\].*block_n=16"),

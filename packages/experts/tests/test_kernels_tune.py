@@ -141,7 +141,7 @@ def test_every_stage_is_the_kernel_and_its_reference():
     from flan_moe.experts.kernels.stages import make_stages
 
     device = torch.device("cpu" if INTERPRETED else "cuda")
-    for text in (TEXT, "24,40,3,20,1,relu,float16"):
+    for text in (TEXT, "24,40,3,20,1,relu,float16,float32"):
         work = parse_workload(text)
         stages = make_stages(work, device)
         assert set(stages) == {"up", "down", "dhidden", "dx", "dwi", "dwo"}

@@ -243,6 +243,7 @@ def _configs(weights: ExpertWeights, rows: int, options: Options) -> KernelConfi
     return choose_configs(
         capability=10 * capability[0] + capability[1],
         dtype=options.matmul_dtype,
+        weight_dtype=weights.wi_EDH.dtype,
         width=width,
         hidden=hidden,
         experts=experts,

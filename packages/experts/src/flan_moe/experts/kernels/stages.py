@@ -41,9 +41,9 @@ def make_stages(work: Workload, device: torch.device) -> dict[str, Stage]:
     act = get_activation(work.activation)
     generator = torch.Generator(device).manual_seed(0)
 
-    def normal(*shape: int, fan: int = 1) -> Tensor:
+    def normal(*shape: int, fan: int = 1, dtype: torch.dtype = work.dtype) -> Tensor:
         numbers = torch.randn(*shape, generator=generator, device=device) / fan**0.5
-        return numbers.to(work.dtype)
+        return numbers.to(dtype)
 
     score_TE = torch.rand(work.tokens, work.experts, generator=generator, device=device)
     routing = build_routing(
@@ -58,8 +58,8 @@ def make_stages(work: Workload, device: torch.device) -> dict[str, Stage]:
     offsets, token_R, weight_R = routing.expert_offsets, routing.row_token_R, routing.row_weight_R
     pre = (2 if act.gated else 1) * work.hidden
     x_TD, dy_TD = normal(work.tokens, work.width), normal(work.tokens, work.width)
-    wi_EDH = normal(work.experts, work.width, pre, fan=work.width)
-    wo_EFD = normal(work.experts, work.hidden, work.width, fan=work.hidden)
+    wi_EDH = normal(work.experts, work.width, pre, fan=work.width, dtype=work.weight_dtype)
+    wo_EFD = normal(work.experts, work.hidden, work.width, fan=work.hidden, dtype=work.weight_dtype)
 
     bounds = offsets.tolist()
     experts = [slice(*bounds[e : e + 2]) for e in range(work.experts)]

@@ -31,6 +31,7 @@ class Default:
     Attributes:
         kernel: one of `KERNELS`.
         bits: of an operand, 16 or 32.
+        weight_bits: of a stored weight, which is converted to an operand, 16 or 32.
         capability: compute capability, as 90 for 9.0; the least that it applies to.
         rows_per_expert: the least that it applies to, one of `BUCKETS`.
         config: the tile sizes.
@@ -38,6 +39,7 @@ class Default:
 
     kernel: str
     bits: int
+    weight_bits: int
     capability: int
     rows_per_expert: int
     config: TileConfig
@@ -45,6 +47,7 @@ class Default:
     def __post_init__(self) -> None:
         _require_one_of("kernel", self.kernel, KERNELS)
         _require_one_of("bits", self.bits, (16, 32))
+        _require_one_of("weight_bits", self.weight_bits, (16, 32))
         _require_one_of("rows_per_expert", self.rows_per_expert, BUCKETS)
 
 
@@ -55,6 +58,7 @@ class Shape:
     Attributes:
         kernel: one of `KERNELS`.
         dtype: of the operands, as "bfloat16".
+        weight_bits: of a stored weight, 16 or 32.
         capability: compute capability, as 90 for 9.0.
         width: D.
         hidden: F.
@@ -64,6 +68,7 @@ class Shape:
 
     kernel: str
     dtype: str
+    weight_bits: int
     capability: int
     width: int
     hidden: int
@@ -73,6 +78,7 @@ class Shape:
     def __post_init__(self) -> None:
         _require_one_of("kernel", self.kernel, KERNELS)
         _require_one_of("dtype", self.dtype, tuple(DTYPES.values()))
+        _require_one_of("weight_bits", self.weight_bits, (16, 32))
         _require_one_of("rows_per_expert", self.rows_per_expert, BUCKETS)
 
 
@@ -104,7 +110,7 @@ class Table:
             default
             for default in self.defaults
             if default.kernel == shape.kernel
-            and default.bits == bits
+            and (default.bits, default.weight_bits) == (bits, shape.weight_bits)
             and default.capability <= shape.capability
             and default.rows_per_expert <= shape.rows_per_expert
         ]
@@ -167,6 +173,7 @@ def choose_configs(
     *,
     capability: int,
     dtype: torch.dtype,
+    weight_dtype: torch.dtype,
     width: int,
     hidden: int,
     experts: int,
@@ -178,6 +185,7 @@ def choose_configs(
     Args:
         capability: compute capability, as 90 for 9.0.
         dtype: of the operands.
+        weight_dtype: in which weights are stored; other than ``dtype`` under autocast.
         width: D.
         hidden: F.
         experts: E.
@@ -185,7 +193,14 @@ def choose_configs(
         gated: whether the activation is.
     """
     return _choose_configs(
-        capability, DTYPES[dtype], width, hidden, experts, bucket(rows, experts), gated
+        capability,
+        DTYPES[dtype],
+        8 * weight_dtype.itemsize,
+        width,
+        hidden,
+        experts,
+        bucket(rows, experts),
+        gated,
     )
 
 
@@ -193,6 +208,7 @@ def choose_configs(
 def _choose_configs(
     capability: int,
     dtype: str,
+    weight_bits: int,
     width: int,
     hidden: int,
     experts: int,
@@ -204,6 +220,7 @@ def _choose_configs(
         shape = Shape(
             kernel=kernel_of(role, gated=gated),
             dtype=dtype,
+            weight_bits=weight_bits,
             capability=capability,
             width=width,
             hidden=hidden,

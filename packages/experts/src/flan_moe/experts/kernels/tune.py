@@ -104,6 +104,7 @@ def tune_workload(
         shape = Shape(
             kernel=kernel_of(role, gated=work.gated),
             dtype=DTYPES[work.dtype],
+            weight_bits=8 * work.weight_dtype.itemsize,
             capability=capability,
             width=work.width,
             hidden=work.hidden,
@@ -130,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--shapes",
         nargs="+",
         required=True,
-        metavar="D,F,E,T,K,ACTIVATION,DTYPE",
+        metavar="D,F,E,T,K,ACTIVATION,DTYPE[,WEIGHT_DTYPE]",
         help="layers and batches, as 1024,2816,32,32768,2,geglu,bfloat16",
     )
     parser.add_argument("--out", type=Path, required=True, help="the table to add to")

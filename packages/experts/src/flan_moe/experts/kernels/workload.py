@@ -22,6 +22,7 @@ class Workload:
         choices: experts per token, so that R = T * choices.
         activation: a key of `flan_moe.experts.ACTIVATIONS`.
         dtype: of the operands.
+        weight_dtype: in which the weights are stored.
     """
 
     width: int
@@ -31,6 +32,7 @@ class Workload:
     choices: int
     activation: str
     dtype: torch.dtype
+    weight_dtype: torch.dtype
 
     @property
     def rows(self) -> int:
@@ -46,14 +48,18 @@ class Workload:
 def parse_workload(text: str) -> Workload:
     """A workload from ``D,F,E,T,K,ACTIVATION,DTYPE``, as "1024,2816,32,32768,2,geglu,bfloat16".
 
+    The dtype of the weights may follow, as ",float32" for training under autocast.
+
     Raises:
         ValueError: naming the text, if it is not of that form.
     """
     dtypes = {name: dtype for dtype, name in DTYPES.items()}
     parts = text.split(",")
-    if len(parts) != 7 or not all(n.isdecimal() for n in parts[:5]) or parts[6] not in dtypes:
+    known = len(parts) in (7, 8) and all(part in dtypes for part in parts[6:])
+    if not known or not all(part.isdecimal() for part in parts[:5]):
         raise ValueError(
-            f"{text!r}: expected D,F,E,T,K,ACTIVATION,DTYPE with DTYPE one of {', '.join(dtypes)}"
+            f"{text!r}: expected D,F,E,T,K,ACTIVATION,DTYPE[,WEIGHT_DTYPE] with dtypes of "
+            f"{', '.join(dtypes)}"
         )
     width, hidden, experts, tokens, choices = map(int, parts[:5])
     if not 0 < choices <= experts or 0 in (width, hidden, tokens):
@@ -66,4 +72,5 @@ def parse_workload(text: str) -> Workload:
         choices=choices,
         activation=get_activation(parts[5]).name,
         dtype=dtypes[parts[6]],
+        weight_dtype=dtypes[parts[-1]],
     )
