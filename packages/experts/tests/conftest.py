@@ -1,0 +1,6 @@
+"""The oracle that lies beside the tests can be imported."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
