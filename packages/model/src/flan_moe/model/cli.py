@@ -1,4 +1,4 @@
-"""Command line: look at a model's size and cost, and let one write."""
+"""Command line: look at a model's size, cost and routes, and let one write."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from flan_moe.model.commands.arguments import positive
+from flan_moe.model.commands.checkpoint import check_device, load_model, load_tokenizer
 from flan_moe.model.commands.directory import check_directory
 from flan_moe.model.commands.info import add_parser as add_info
+from flan_moe.model.commands.routes import add_parser as add_routes
 
 EXAMPLES = """\
 examples:
@@ -18,6 +19,7 @@ examples:
   flan-moe-model info flan-moe-mini
   flan-moe-model info flan-ec-base --encoder-length 2048 --decoder-length 512
   flan-moe-model generate "$MODEL_DIR" --text "Is 7 a prime number?" --beams 4
+  flan-moe-model routes "$MODEL_DIR" --text "Is 7 a prime number?" --target "yes"
     (MODEL_DIR: a directory with a model and its tokenizer, as training exports it)
 """
 
@@ -38,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="flan-moe-model",
-        description="Sizes, costs and text of Flan-MoE models.",
+        description="Sizes, costs, text and routes of Flan-MoE models.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -58,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--seed", type=_seed, default=0, help="for --sample")
     generate.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     generate.set_defaults(run=_generate)
+
+    add_routes(commands)
     return parser
 
 
@@ -71,30 +75,10 @@ def _seed(text: str) -> int:
 def _generate(options: argparse.Namespace) -> int:
     check_directory(options.model, "a directory with config.json, weights and tokenizer files")
     import torch
-    from transformers import AutoTokenizer
 
-    from flan_moe.model.modeling import FlanMoEForConditionalGeneration
-
-    _check_device(options.device)
-    tokenizer = _load(options.model, "tokenizer", AutoTokenizer, trust_remote_code=False)
-    model, info = _load(
-        options.model, "model", FlanMoEForConditionalGeneration, output_loading_info=True
-    )
-    # transformers would go on with random weights, or without those that it has no place for.
-    for key, problem in (
-        ("missing_keys", "weights are missing"),
-        ("unexpected_keys", "weights have no place in the model that config.json describes"),
-    ):
-        if info[key]:
-            raise ValueError(
-                f"{options.model}: {len(info[key])} {problem}, the first is {min(info[key])}"
-            )
-    model = model.eval().to(options.device)
-    if len(tokenizer) > model.config.vocab_size:
-        raise ValueError(
-            f"{options.model}: the tokenizer has {len(tokenizer)} tokens, the model a vocabulary "
-            f"of {model.config.vocab_size}"
-        )
+    check_device(options.device)
+    tokenizer = load_tokenizer(options.model)
+    model = load_model(options.model, options.device, tokenizer)
     torch.manual_seed(options.seed)
     batch = tokenizer(options.text, return_tensors="pt", padding=True)
     search = {"temperature": options.temperature} if options.sample else {}
@@ -109,24 +93,3 @@ def _generate(options: argparse.Namespace) -> int:
     for answer in tokenizer.batch_decode(out, skip_special_tokens=True):
         print(answer.strip())
     return 0
-
-
-def _check_device(name: str) -> None:
-    import torch
-
-    try:
-        torch.zeros(1, device=name).cpu()
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"--device {name!r}: expected one that torch can use here, such as 'cpu' ({reason})"
-        ) from None
-
-
-def _load(path: str, what: str, loader: Any, **settings: Any) -> Any:
-    try:
-        return loader.from_pretrained(path, local_files_only=True, **settings)
-    except Exception as error:  # transformers and safetensors raise many unrelated types
-        raise ValueError(
-            f"{path}: cannot load a {what}: {type(error).__name__}: {error}"
-        ) from error
