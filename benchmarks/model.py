@@ -1,218 +1,269 @@
-"""A whole Switch model on CPU: forward plus backward, against transformers' SwitchTransformers.
+"""Whole models, against transformers' SwitchTransformers and T5, and against our own dense twin.
 
-Both sides have the same weights (E = 8, every other layer sparse, top-1, ReLU, tied head), read
-the same batch, drop no tokens, and are checked to give the same logits and the same gradient of
-the embedding first. Three batches: full rows, rows of random lengths padded to the longest (both
-sides know the mask), and the same sequences packed into rows, which only our side can do.
-Speed counts real tokens, encoder plus decoder.
+Base-like Switch models (d_model 768, d_ff 3072, 12 heads, ReLU, tied head, top-1, every other layer
+sparse) at reduced depth, with a vocabulary of 4096 so that the head does not decide: E = 8 with
+4 + 4 layers, E = 64 with 2 + 2 (its weights, twice, and gradients are 7 GiB). ``ours dense`` and
+``transformers t5`` are the dense model of equal FLOPs. Each pair has the same weights, drops no
+tokens, and is checked first: logits and two gradients, or generated ids.
 
-Run ``python benchmarks model [--threads N] [--json PATH]``.
+- ``train_*``: forward and backward, in float32, gradients set to None before. Tokens are real
+  ones, encoder and decoder; about half of a ``padded`` batch is padding (both sides know the
+  mask). ``ours packed`` has the same sequences in packed rows, which transformers cannot do.
+- ``generate_*``: greedy, with caches, a fixed number of new tokens; ``single`` is one full row.
+
+Ratios are times: ``hf_over_ours_train_e64`` is transformers' time over ours on the padded batch
+(``..._unpadded`` on the other), ``sparse_over_dense_train_e8`` ours sparse over ours dense. The
+sides of a case alternate.
+
+Run ``python benchmarks model [--case NAME ...] [--device cpu|cuda] [--json PATH]``.
 """
 
 import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import SwitchTransformersConfig, SwitchTransformersForConditionalGeneration
 
-from flan_moe.model import FlanMoEConfig, FlanMoEForConditionalGeneration
 from measure import alternate, print_table, require_close, write_json
+from seq2seq.batches import Batch, Shape, make_batches, pack, padding_share, real_tokens
+from seq2seq.sides import Sides, Sizes, dense_sides, switch_sides, their_gradient
 
-EXPERTS = 8
-LAYERS = 4
-SIZES = {"vocab_size": 4096, "d_model": 256, "d_kv": 32, "d_ff": 1024, "num_heads": 8}
-ROWS, ENCODER_LENGTH, DECODER_LENGTH = 12, 256, 64
-
-Batch = dict[str, Tensor]
+BASE = Sizes(
+    vocab_size=4096, d_model=768, d_kv=64, d_ff=3072, num_heads=12, layers=4, num_experts=8
+)
+TINY = Sizes(vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_heads=4, layers=2, num_experts=8)
 
 
-def make_sides() -> tuple[
-    FlanMoEForConditionalGeneration, SwitchTransformersForConditionalGeneration
-]:
-    """Our model and theirs, with the same random weights, in training mode without dropout."""
-    torch.manual_seed(0)
-    router = {"name": "switch", "num_experts": EXPERTS, "capacity_factor": None}
-    ours = FlanMoEForConditionalGeneration(
-        FlanMoEConfig(
-            **SIZES,
-            num_layers=LAYERS,
-            activation="relu",
-            tie_word_embeddings=True,
-            dropout_rate=0.0,
-            balance_coef=0.0,
-            encoder_router=router,
-            decoder_router=router,
-        )
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A model and what it does.
+
+    Attributes:
+        num_experts: E.
+        layers: in each stack; None: those of the sizes.
+        train: forward and backward; else generation.
+        dense: whether the dense sides run beside it.
+    """
+
+    num_experts: int
+    layers: int | None = None
+    train: bool
+    dense: bool = False
+
+
+CASES = {
+    "train_e8": Case(num_experts=8, train=True, dense=True),
+    "train_e64": Case(num_experts=64, layers=2, train=True),
+    "generate_e8": Case(num_experts=8, train=False, dense=True),
+    "generate_e64": Case(num_experts=64, layers=2, train=False),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What all cases share."""
+
+    sizes: Sizes
+    shape: Shape
+    new_tokens: int
+    repeats: int
+    device: str
+
+
+# Which ratio two sides give, in times: the first over the second.
+RATIOS = {
+    ("transformers", "ours"): "hf_over_ours_{case}",
+    ("transformers t5", "ours dense"): "t5_over_ours_dense_{kind}",
+    ("ours", "ours dense"): "sparse_over_dense_{case}",
+}
+
+
+def run_case(name: str, case: Case, plan: Plan) -> tuple[list[dict[str, object]], dict[str, float]]:
+    """Check and time the sides of a case on each batch; rows of the table, and ratios."""
+    sizes = replace(
+        plan.sizes, num_experts=case.num_experts, layers=case.layers or plan.sizes.layers
     )
-    for name, weight in ours.named_parameters():
-        if "router" in name:  # decided enough that rounding flips no token's expert
-            torch.nn.init.normal_(weight, std=0.5)
-    theirs = SwitchTransformersForConditionalGeneration(
-        SwitchTransformersConfig(
-            **SIZES,
-            num_layers=LAYERS,
-            num_decoder_layers=LAYERS,
-            num_sparse_encoder_layers=LAYERS // 2,
-            num_sparse_decoder_layers=LAYERS // 2,
-            num_experts=EXPERTS,
-            expert_capacity=ENCODER_LENGTH,  # per row: nothing is dropped
-            dropout_rate=0.0,
-            router_jitter_noise=0.0,
-            decoder_start_token_id=0,
-        )
-    )
-    missing, unexpected = theirs.load_state_dict(switch_names(ours), strict=False)
-    tied = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"}
-    if unexpected or not set(missing) <= tied:
-        raise SystemExit(f"weights do not map: missing {missing}, unexpected {unexpected}")
-    return ours.train(), theirs.train()
-
-
-def switch_names(model: FlanMoEForConditionalGeneration) -> dict[str, Tensor]:
-    """Our weights under transformers' names, experts apart and transposed."""
-    renamed = {"shared.weight": model.shared.weight}
-    parts = {
-        "encoder": {"self_attention": (0, "SelfAttention"), "feed_forward": (1, "mlp")},
-        "decoder": {
-            "self_attention": (0, "SelfAttention"),
-            "cross_attention": (1, "EncDecAttention"),
-            "feed_forward": (2, "mlp"),
-        },
-    }
-    for name, weight in model.named_parameters():
-        stack, *path = name.split(".")
-        if path[0] == "final_norm":
-            renamed[f"{stack}.final_layer_norm.weight"] = weight
-        elif path[0] == "position_bias":
-            bias = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-            renamed[f"{stack}.{bias}"] = weight
-        elif path[0] == "layers":
-            part = path[2].removesuffix("_norm")
-            index, their_part = parts[stack][part]
-            prefix = f"{stack}.block.{path[1]}.layer.{index}"
-            if path[2].endswith("_norm"):
-                renamed[f"{prefix}.layer_norm.weight"] = weight
-            elif path[3] == "router":
-                renamed[f"{prefix}.mlp.router.classifier.weight"] = weight
-            elif path[3] == "experts":
-                for expert in range(EXPERTS):
-                    key = f"{prefix}.mlp.experts.expert_{expert}.{path[4]}.weight"
-                    renamed[key] = weight[expert].T
-            else:
-                renamed[f"{prefix}.{their_part}.{'.'.join(path[3:])}"] = weight
-    return renamed
-
-
-def make_batches() -> dict[str, Batch]:
-    """Full rows, and rows of random lengths, padded."""
-    generator = torch.Generator().manual_seed(1)
-    shape = {"generator": generator}
-    ids = torch.randint(2, SIZES["vocab_size"], (ROWS, ENCODER_LENGTH), **shape)
-    labels = torch.randint(2, SIZES["vocab_size"], (ROWS, DECODER_LENGTH), **shape)
-    length_B = torch.randint(ENCODER_LENGTH // 8, ENCODER_LENGTH + 1, (ROWS, 1), **shape)
-    mask = (torch.arange(ENCODER_LENGTH) < length_B).long()
-    label_mask = torch.arange(DECODER_LENGTH) < length_B * DECODER_LENGTH // ENCODER_LENGTH
-    return {
-        "full": {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels},
-        "padded": {
-            "input_ids": ids * mask,
-            "attention_mask": mask,
-            "labels": labels.masked_fill(~label_mask, -100),
-        },
-    }
-
-
-def pack(batch: Batch) -> Batch:
-    """The sequences of a padded batch in as few rows as first fit finds."""
-    lengths = batch["attention_mask"].sum(1).tolist()
-    rows: list[list[int]] = []
-    for index in sorted(range(ROWS), key=lambda i: -lengths[i]):
-        for row in rows:
-            if sum(lengths[i] for i in row) + lengths[index] <= ENCODER_LENGTH:
-                row.append(index)
-                break
+    pairs = {"": switch_sides(sizes, row_length=plan.shape.encoder, device=plan.device)}
+    if case.dense:
+        pairs["dense"] = dense_sides(sizes, plan.device)
+    batches = make_batches(plan.shape, sizes.vocab_size, plan.device)
+    if not case.train:
+        batches["single"] = {k: v[:1].contiguous() for k, v in batches["unpadded"].items()}
+    rows, ratios = [], {}
+    for batch_name, batch in batches.items():
+        what = f"{name}, {batch_name}"
+        if case.train:
+            sides, tokens = training_sides(pairs, batch, what), real_tokens(batch)
         else:
-            rows.append([index])
-    packed = {
-        "input_ids": torch.zeros(len(rows), ENCODER_LENGTH).long(),
-        "encoder_segments": torch.zeros(len(rows), ENCODER_LENGTH).long(),
-        "labels": torch.full((len(rows), DECODER_LENGTH), -100),
-        "decoder_segments": torch.zeros(len(rows), DECODER_LENGTH).long(),
-    }
-    for row, members in enumerate(rows):
-        for side, keys, real in (
-            ("encoder", "input_ids", batch["attention_mask"] > 0),
-            ("decoder", "labels", batch["labels"] != -100),
-        ):
-            start = 0
-            for number, index in enumerate(members, start=1):
-                tokens = batch[keys][index, real[index]]
-                end = start + len(tokens)
-                packed[keys][row, start:end] = tokens
-                packed[f"{side}_segments"][row, start:end] = number
-                start = end
-    return packed
+            sides = generating_sides(pairs, batch, what, plan.new_tokens)
+            tokens = len(batch["input_ids"]) * plan.new_tokens
+        seconds = alternate(sides, repeats=plan.repeats, warmup=1)
+        suffix = "" if batch_name == "padded" else f"_{batch_name}"
+        for (slow, fast), ratio in RATIOS.items():
+            if slow in seconds and fast in seconds:
+                key = ratio.format(case=name, kind=name.split("_")[0])
+                ratios[key + suffix] = seconds[slow] / seconds[fast]
+        for side, time in seconds.items():
+            theirs = seconds[
+                "transformers t5" if "dense" in side or "t5" in side else "transformers"
+            ]
+            rows.append(
+                {
+                    "case": name,
+                    "batch": batch_name,
+                    "padding": f"{padding_share(batch):.0%}",
+                    "side": side,
+                    "ms": 1e3 * time,
+                    "tokens/s": round(tokens / time),
+                    "times transformers": theirs / time,
+                }
+            )
+    return rows, ratios
 
 
-def measure(name: str, batch: Batch, repeats: int) -> list[dict[str, object]]:
-    """Check that the sides agree on a batch, time them in turn, and return a row for each."""
-    ours, theirs = make_sides()
-    sides = {
-        "ours": (ours, batch),
-        # its loss would include auxiliary losses, ours has their coefficients at 0
-        "transformers": (theirs, {**batch, "output_router_logits": False}),
-    }
-    if name == "padded":
-        sides["ours, packed"] = (ours, pack(batch))
+def training_sides(
+    pairs: dict[str, Sides], batch: Batch, what: str
+) -> dict[str, Callable[[], Tensor]]:
+    """Forward and backward of each model, after checking that pairs agree."""
+    sides: dict[str, Callable[[], Tensor]] = {}
+    for kind, pair in pairs.items():
+        # Their loss would include auxiliary losses; ours has their coefficients at 0.
+        theirs = batch if kind else {**batch, "output_router_logits": False}
+        packed = pack(batch) if not kind and padding_share(batch) else None
+        check_training(pair, batch, theirs, packed, f"{what} {kind}".strip())
+        sides["ours dense" if kind else "ours"] = _step(pair.ours, batch)
+        sides["transformers t5" if kind else "transformers"] = _step(pair.theirs, theirs)
+        if packed is not None:
+            sides["ours packed"] = _step(pair.ours, packed)
+    return sides
 
-    def step(side: str) -> Tensor:
-        model, inputs = sides[side]
-        model.zero_grad()
-        output = model(**inputs)
-        output.loss.backward()
-        return output.logits.detach()
 
-    counted = batch["labels"] != -100
-    logits = step("ours")[counted]
-    grad = ours.shared.weight.grad
-    require_close(logits, step("transformers")[counted], relative=1e-4, what=f"{name}: logits")
-    require_close(grad, theirs.shared.weight.grad, relative=1e-3, what=f"{name}: gradient")
-    if name == "padded":
-        step("ours, packed")
-        require_close(ours.shared.weight.grad, grad, relative=1e-3, what=f"{name}: packed gradient")
-    seconds = alternate({side: lambda side=side: step(side) for side in sides}, repeats=repeats)
-    tokens = int(batch["attention_mask"].sum() + counted.sum())
-    return [
-        {
-            "batch": name,
-            "side": side,
-            "ms": 1e3 * time,
-            "tokens/s": round(tokens / time),
-            "speed over transformers": seconds["transformers"] / time,
+def check_training(
+    pair: Sides, ours: Batch, theirs: Batch, packed: Batch | None, what: str
+) -> None:
+    """Compare logits and the gradients of the embedding and of a feed-forward network.
+
+    Raises:
+        SystemExit: if they differ, or the packed batch gives another gradient of the embedding.
+    """
+    embedding, layer = "shared.weight", "encoder.layers.1.feed_forward"
+    wi = f"{layer}.experts.wi"
+    if wi not in pair.theirs_name:
+        wi = f"{layer}.wi.weight"
+    counted = ours["labels"] != -100
+
+    our_logits = _forward_backward(pair.ours, ours)[counted]
+    our_embedding = pair.ours.shared.weight.grad
+    our_wi = pair.ours.get_parameter(wi).grad
+    busiest = 0
+    if our_wi.ndim == 3:
+        busiest = int(our_wi.flatten(1).norm(dim=1).argmax())
+        our_wi = our_wi[busiest].clone()  # or all of them would stay while the other side runs
+    _forget_gradients(pair.ours)
+
+    their_logits = _forward_backward(pair.theirs, theirs)[counted]
+    require_close(our_logits, their_logits, relative=1e-4, what=f"{what}: logits")
+    for name, gradient in ((embedding, our_embedding), (wi, our_wi)):
+        expected = their_gradient(pair, name, busiest)
+        require_close(gradient, expected, relative=1e-3, what=f"{what}: gradient of {name}")
+    _forget_gradients(pair.theirs)
+
+    if packed is not None:
+        _forward_backward(pair.ours, packed)
+        gradient = pair.ours.shared.weight.grad
+        require_close(gradient, our_embedding, relative=1e-3, what=f"{what}: packed gradient")
+        _forget_gradients(pair.ours)
+
+
+def _step(model: torch.nn.Module, inputs: Batch) -> Callable[[], Tensor]:
+    def step() -> Tensor:
+        logits = _forward_backward(model, inputs)
+        _forget_gradients(model)  # so that only one side's take memory at a time
+        return logits
+
+    return step
+
+
+def _forward_backward(model: torch.nn.Module, inputs: Batch) -> Tensor:
+    output = model(**inputs)
+    output.loss.backward()
+    return output.logits.detach()
+
+
+def _forget_gradients(model: torch.nn.Module) -> None:
+    for weight in model.parameters():
+        weight.grad = None
+
+
+def generating_sides(
+    pairs: dict[str, Sides], batch: Batch, what: str, new_tokens: int
+) -> dict[str, Callable[[], Tensor]]:
+    """Greedy generation by each model, after checking that pairs write the same."""
+    sides: dict[str, Callable[[], Tensor]] = {}
+    for kind, pair in pairs.items():
+        found = {
+            "ours dense" if kind else "ours": _generation(pair.ours, batch, new_tokens),
+            "transformers t5" if kind else "transformers": _generation(
+                pair.theirs, batch, new_tokens
+            ),
         }
-        for side, time in seconds.items()
-    ]
+        ours, theirs = (generate() for generate in found.values())
+        if not torch.equal(ours, theirs):
+            share = (ours != theirs).float().mean().item()
+            raise SystemExit(f"{what} {kind}: {share:.1%} of the generated ids differ")
+        sides |= found
+    return sides
+
+
+def _generation(model: torch.nn.Module, batch: Batch, new_tokens: int) -> Callable[[], Tensor]:
+    def generate() -> Tensor:
+        with torch.no_grad():
+            return model.generate(
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                do_sample=False,
+                num_beams=1,
+                max_new_tokens=new_tokens,
+                min_new_tokens=new_tokens,
+            )
+
+    return generate
 
 
 def main() -> None:
-    """Measure, print the table, and write it with --json."""
+    """Measure, print the table and the ratios, and write them with --json."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--case", action="append", choices=CASES, help="only these; repeat")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rows", type=int, help="rows of a batch (default: 8, on CUDA 64)")
+    parser.add_argument("--new-tokens", type=int, default=24)
+    parser.add_argument("--tiny", action="store_true", help="tiny models, to try the script")
     parser.add_argument("--json", type=Path, help="write the result here")
     args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device cuda: torch finds no CUDA device")
     torch.set_num_threads(args.threads)
 
-    rows = [
-        row for name, batch in make_batches().items() for row in measure(name, batch, args.repeats)
-    ]
-    print_table(rows)
-    ratios = {
-        f"{row['batch']}: {row['side']} / transformers": row["speed over transformers"]
-        for row in rows
-        if row["side"] != "transformers"
-    }
+    lengths = {"encoder": 16, "decoder": 8} if args.tiny else {"encoder": 128, "decoder": 32}
+    plan = Plan(
+        sizes=TINY if args.tiny else BASE,
+        shape=Shape(rows=args.rows or (8 if args.device == "cpu" else 64), **lengths),
+        new_tokens=args.new_tokens,
+        repeats=args.repeats,
+        device=args.device,
+    )
+    rows, ratios = [], {}
+    for name in args.case or CASES:
+        case_rows, case_ratios = run_case(name, CASES[name], plan)
+        print_table(case_rows)
+        rows += case_rows
+        ratios |= case_ratios
+    for name, value in ratios.items():
+        print(f"{name:<44} {value:6.2f}")
     if args.json:
         write_json(
             args.json,

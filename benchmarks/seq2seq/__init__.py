@@ -1,0 +1,1 @@
+"""Whole models for the model benchmark: ours and transformers', with the same weights."""
