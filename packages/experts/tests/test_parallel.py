@@ -1,6 +1,6 @@
 """Expert parallelism, on real processes: gloo on CPU, NCCL where there are two GPUs.
 
-The ranks of one size start once and make all their checks (`parallel_checks`); a test here says
+The ranks of one number start once and make all their checks (`parallel_checks`); a test here says
 how one of them ended.
 """
 
@@ -21,27 +21,18 @@ PROGRAM = Path(__file__).with_name("parallel_world.py")
 
 def run_ranks(ranks, folder, device="cpu"):
     """The name of every check and how it ended: "", or what went wrong on the ranks."""
-    logs = [folder / f"rank{rank}of{ranks}_{device}.log" for rank in range(ranks)]
-    processes = []
-    try:
-        for rank, log in enumerate(logs):
-            command = [sys.executable, PROGRAM, str(rank), str(ranks), folder, device]
-            with log.open("w") as out:
-                processes.append(subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT))
-        for process in processes:
-            process.wait(timeout=180)
-    finally:
-        for process in processes:
-            process.kill()
+    command = [sys.executable, PROGRAM, str(ranks), folder, device]
+    world = subprocess.run(command, capture_output=True, text=True)
+    said = world.stdout + world.stderr
     outcomes = {}
-    for rank, (process, log) in enumerate(zip(processes, logs, strict=True)):
+    for rank in range(ranks):
         report = folder / f"rank{rank}of{ranks}_{device}.json"
-        assert report.exists(), f"rank {rank} died:\n{log.read_text()}"
+        assert report.exists(), f"rank {rank} died:\n{said}"
         for name, failure in json.loads(report.read_text()).items():
             outcomes[name] = outcomes.get(name, "")
             if failure:
                 outcomes[name] += f"\nrank {rank}: {failure}"
-        assert process.returncode == 0, f"rank {rank} ended badly:\n{log.read_text()}"
+    assert world.returncode == 0, f"a rank ended badly:\n{said}"
     return outcomes
 
 
