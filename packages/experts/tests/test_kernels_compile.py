@@ -9,6 +9,7 @@ import re
 import subprocess
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -240,3 +241,22 @@ def test_sizes_of_one_compile(launches, activation):
     assert {launch.kernel.__name__ for launch in launches} == set(KERNELS.values())
     for launch in launches:
         compile_for(90, launch)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"allow_tf32": True}, "tf32"),
+        ({"allow_tf32": False}, "ieee"),
+        ({"fp32_precision": "tf32"}, "tf32"),
+        ({"fp32_precision": "ieee"}, "ieee"),
+        ({"fp32_precision": "none"}, "ieee"),
+    ],
+    ids=str,
+)
+def test_float32_is_multiplied_as_torch_is_told_to(monkeypatch, settings, expected):
+    from flan_moe.experts.kernels.launch import dot_precision
+
+    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(**settings))
+    assert dot_precision(FP32) == expected
+    assert dot_precision(BF16) == "ieee"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from flan_moe.experts.activations import Activation, get_activation
@@ -124,7 +125,9 @@ def _scaled(routing: Routing, scale_E: Tensor) -> Routing:
     rows = torch.arange(routing.row_weight_R.shape[0], device=scale_E.device, dtype=torch.int32)
     expert_R = torch.searchsorted(routing.expert_offsets[1:], rows, right=True, out_int32=True)
     # Rows past the true count belong to no expert; their weights are never read.
-    scale_R = scale_E.index_select(0, expert_R.clamp(max=routing.num_experts - 1))
+    expert_R = expert_R.clamp(max=routing.num_experts - 1)
+    # An embedding sums its gradient in a fixed order on a GPU, indexing does not.
+    scale_R = F.embedding(expert_R, scale_E[:, None])[:, 0]
     return dataclasses.replace(routing, row_weight_R=routing.row_weight_R * scale_R)
 
 

@@ -27,8 +27,14 @@ def programs(pieces: int, device: torch.device, config: TileConfig) -> int:
 
 def dot_precision(dtype: torch.dtype) -> str:
     """How float32 operands are multiplied: as torch would, by ``torch.backends.cuda.matmul``."""
-    tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
-    return "tf32" if tf32 else "ieee"
+    if dtype != torch.float32:
+        return "ieee"
+    settings = torch.backends.cuda.matmul
+    if hasattr(
+        settings, "fp32_precision"
+    ):  # torch 2.9; to read the older name may be an error then
+        return "tf32" if settings.fp32_precision == "tf32" else "ieee"
+    return "tf32" if settings.allow_tf32 else "ieee"
 
 
 def weight_load(w_EKN: Tensor, config: TileConfig, *by_descriptor: str) -> str:
