@@ -32,7 +32,7 @@ def dot_precision(dtype: torch.dtype) -> str:
     settings = torch.backends.cuda.matmul
     if hasattr(
         settings, "fp32_precision"
-    ):  # torch 2.9; to read the older name may be an error then
+    ):  # torch 2.9; the older name may raise then
         return "tf32" if settings.fp32_precision == "tf32" else "ieee"
     return "tf32" if settings.allow_tf32 else "ieee"
 
