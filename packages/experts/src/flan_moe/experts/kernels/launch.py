@@ -30,9 +30,7 @@ def dot_precision(dtype: torch.dtype) -> str:
     if dtype != torch.float32:
         return "ieee"
     settings = torch.backends.cuda.matmul
-    if hasattr(
-        settings, "fp32_precision"
-    ):  # torch 2.9; the older name may raise then
+    if hasattr(settings, "fp32_precision"):  # torch 2.9; the older name may raise then
         return "tf32" if settings.fp32_precision == "tf32" else "ieee"
     return "tf32" if settings.allow_tf32 else "ieee"
 
