@@ -203,7 +203,7 @@ def test_a_pass_compiles_into_registers_and_shared_memory(
         name = launch.kernel.__name__
         compiled = compile_for(capability, launch)
         assert compiled.metadata.shared <= SHARED_MEMORY[capability], name
-        # Newer compilers keep a few registers in memory in an epilogue; an accumulator is 512 bytes.
+        # Newer compilers spill a few registers in an epilogue; an accumulator has 512 bytes.
         assert spilled_bytes(compiled) <= (0 if TRITON_33 else 32), name
         ptx = compiled.asm["ptx"]
         multiplies = "PRECISION" in launch.arguments
