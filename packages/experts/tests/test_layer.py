@@ -1,6 +1,9 @@
 """The modules, and the checks that name what does not fit."""
 
 import copy
+import importlib.util
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -130,3 +133,21 @@ def test_tensors_that_do_not_fit_are_refused(change, message):
     }
     with pytest.raises(ValueError, match=message):
         expert_ffn(weights=weights, **arguments)
+
+
+def test_the_triton_backend_says_what_it_needs():
+    layer = make_layer(backend="triton")
+    if importlib.util.find_spec("triton") is None:
+        with pytest.raises(ModuleNotFoundError, match=r"install flan-moe-experts\[triton\]"):
+            layer(torch.randn(10, D_MODEL))
+    else:
+        with pytest.raises(ValueError, match="needs tensors on a CUDA device, not on cpu"):
+            layer(torch.randn(10, D_MODEL))
+
+
+def test_importing_the_package_does_not_import_triton():
+    code = (
+        "import sys, flan_moe.experts; "
+        "assert not {'triton', 'transformers', 'xformers'} & set(sys.modules), sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,7 +6,9 @@ else F.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,9 @@ from flan_moe.experts.shared import SharedExperts
 from flan_moe.experts.sizes import check_sizes
 from flan_moe.experts.weights import ExpertWeights
 from flan_moe.routing import Router, Routing
+
+if TYPE_CHECKING:
+    from flan_moe.experts.parallel import ExpertParallel
 
 STATE_NAMES = ("stacked", "per_expert")
 
@@ -48,6 +53,8 @@ class Experts(nn.Module):
         bi: (E, H) parameter or None.
         bo: (E, D) parameter or None.
         scale: (E,) parameter or None.
+        parallel: how the experts are spread over ranks; None unless
+            `flan_moe.experts.parallel.shard_experts` did that.
 
     Raises:
         ValueError: naming the option, its value and what was expected.
@@ -80,6 +87,7 @@ class Experts(nn.Module):
         self.dropout = dropout
         self.backend = backend
         self.state_names = state_names
+        self.parallel: ExpertParallel | None = None
         self._main_grads: MainGrads | None = None
 
         def parameter(*shape: int) -> nn.Parameter:
@@ -135,7 +143,12 @@ class Experts(nn.Module):
         Args:
             accumulate: False if every optimizer step has exactly one backward pass through this
                 module, which then overwrites the buffers.
+
+        Raises:
+            RuntimeError: if the experts are spread over ranks.
         """
+        if self.parallel is not None:
+            raise RuntimeError("reserve_gradients: not for experts that are spread over ranks")
         for weight in (self.wi, self.wo):
             dtype = torch.promote_types(weight.dtype, torch.float32)
             weight.main_grad = torch.zeros_like(weight, dtype=dtype, requires_grad=False)
@@ -143,15 +156,43 @@ class Experts(nn.Module):
                 weight.grad = weight.main_grad
         self._main_grads = MainGrads(self.wi.main_grad, self.wo.main_grad, accumulate)
 
-    def forward(self, x_TD: Tensor, routing: Routing) -> Tensor:
+    @property
+    def has_reserved_gradients(self) -> bool:
+        """Whether `reserve_gradients` was called."""
+        return self._main_grads is not None
+
+    def forward(
+        self,
+        x_TD: Tensor,
+        routing: Routing,
+        *,
+        meanwhile: Callable[[], Tensor] | None = None,
+    ) -> Tensor:
         """The weighted sum of each token's experts, (T, D); see `expert_ffn`.
+
+        Args:
+            x_TD: (T, D) tokens.
+            routing: of them.
+            meanwhile: is called once, and its result, (T, D), added. Where the experts are spread
+                over ranks, it runs while rows are on their way, and so does its backward pass
+                while gradients are.
 
         Raises:
             RuntimeError: if a reserved gradient buffer no longer is its weight's gradient.
         """
+        finish = self._start(x_TD, routing)
+        if meanwhile is None:
+            return finish()
+        other_TD = meanwhile()
+        return finish() + other_TD
+
+    def _start(self, x_TD: Tensor, routing: Routing) -> Callable[[], Tensor]:
+        if self.parallel is not None:
+            return self.parallel.start(self, x_TD, routing)
         if self._main_grads is not None and torch.is_grad_enabled():
             self._check_reserved_gradients()
-        return expert_ffn(
+        return partial(
+            expert_ffn,
             x_TD,
             routing,
             self.weights,
@@ -251,7 +292,5 @@ class SparseFeedForward(nn.Module):
         routing = self.router(
             x_TD, sequence_T=sequence_T, token_id_T=token_id_T, forced_experts=forced_experts
         )
-        y_TD = self.experts(x_TD, routing)
-        if self.shared is not None:
-            y_TD = y_TD + self.shared(x_TD)
-        return y_TD, routing
+        shared = None if self.shared is None else partial(self.shared, x_TD)
+        return self.experts(x_TD, routing, meanwhile=shared), routing

@@ -22,13 +22,25 @@ from flan_moe.experts.weights import ExpertWeights
 
 
 def get_backend(name: str) -> Backend:
-    """The module that does the work; triton is imported for ``"triton"`` only."""
+    """The module that does the work; triton is imported for ``"triton"`` only.
+
+    Raises:
+        ModuleNotFoundError: if that is not installed, saying what to do.
+    """
     if name == "grouped":
         from flan_moe.experts import grouped
 
         return grouped
-    from flan_moe.experts.kernels import backend
-
+    try:
+        from flan_moe.experts.kernels import backend
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        raise ModuleNotFoundError(
+            "backend 'triton' needs the triton package, which CUDA builds of torch bring along; "
+            "install flan-moe-experts[triton], or use 'grouped'",
+            name="triton",
+        ) from error
     return backend
 
 
