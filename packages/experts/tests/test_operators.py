@@ -183,7 +183,8 @@ def test_the_scale_multiplies_an_experts_output_and_is_trained():
         layer.experts.scale.fill_(3.0)
     torch.testing.assert_close(layer(x_TD)[0], 3.0 * plain)
     layer(x_TD)[0].sum().backward()
-    assert layer.experts.scale.grad.isfinite().all()
+    gradient_E = layer.experts.scale.grad.clone()
+    layer.zero_grad()
     routing = layer.router(x_TD)
     padded = dataclasses.replace(
         routing, row_weight_R=torch.cat([routing.row_weight_R, torch.full((3,), float("nan"))])
@@ -194,9 +195,32 @@ def test_the_scale_multiplies_an_experts_output_and_is_trained():
         row_token_R=torch.cat([routing.row_token_R, tail]),
         token_row_R=torch.cat([routing.token_row_R, tail]),
     )
-    torch.testing.assert_close(layer.experts(x_TD, padded), 3.0 * plain)
-    with pytest.raises(ValueError, match=r"scale of shape \(3,\): expected \(4,\)"):
-        expert_ffn(x_TD, routing, layer.experts.weights, activation="geglu", scale_E=torch.ones(3))
+    y_TD = layer.experts(x_TD, padded)
+    torch.testing.assert_close(y_TD, 3.0 * plain)
+    y_TD.sum().backward()
+    torch.testing.assert_close(layer.experts.scale.grad, gradient_E)
+    assert layer.router.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("scale_E", "message"),
+    [
+        (torch.ones(3), r"scale of shape \(3,\): expected \(4,\)"),
+        (torch.ones(4, device="meta"), "expected floating point on cpu, got torch.float32 on meta"),
+        (torch.ones(4, dtype=torch.int64), "floating point on cpu, got torch.int64 on cpu"),
+    ],
+)
+def test_a_scale_that_does_not_fit_is_refused(scale_E, message):
+    layer = make_layer()
+    x_TD = torch.randn(TOKENS, D_MODEL)
+    with pytest.raises(ValueError, match=message):
+        expert_ffn(
+            x_TD,
+            layer.router(x_TD),
+            layer.experts.weights,
+            activation="geglu",
+            scale_E=scale_E,
+        )
 
 
 @pytest.mark.parametrize("frozen", [(), ("wi", "wo")])

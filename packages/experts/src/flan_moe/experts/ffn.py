@@ -117,15 +117,21 @@ def check_dropout(dropout: float) -> None:
 
 def _scaled(routing: Routing, scale_E: Tensor) -> Routing:
     """The routing with each row's weight times its expert's factor, without a host read."""
-    if scale_E.shape != (routing.num_experts,):
+    weight_R, ends_E = routing.row_weight_R, routing.expert_offsets[1:]
+    if scale_E.shape != ends_E.shape:
+        raise ValueError(f"scale of shape {tuple(scale_E.shape)}: expected {tuple(ends_E.shape)}")
+    if scale_E.device != weight_R.device or not scale_E.is_floating_point():
         raise ValueError(
-            f"scale of shape {tuple(scale_E.shape)}: expected ({routing.num_experts},)"
+            f"scale: expected floating point on {weight_R.device}, got {scale_E.dtype} on "
+            f"{scale_E.device}"
         )
-    rows = torch.arange(routing.row_weight_R.shape[0], device=scale_E.device, dtype=torch.int32)
-    expert_R = torch.searchsorted(routing.expert_offsets[1:], rows, right=True, out_int32=True)
-    # Rows past the true count belong to no expert; their weights are never read.
+    rows = torch.arange(weight_R.shape[0], device=weight_R.device, dtype=torch.int32)
+    expert_R = torch.searchsorted(ends_E, rows, right=True, out_int32=True)
     scale_R = scale_E.index_select(0, expert_R.clamp(max=routing.num_experts - 1))
-    return dataclasses.replace(routing, row_weight_R=routing.row_weight_R * scale_R)
+    # Rows past the true count belong to no expert. What their weights happen to be is kept from
+    # the gradient of the last one, for zero times infinity is not zero.
+    weight_R = torch.where(rows < routing.expert_offsets[-1], weight_R, 0.0)
+    return dataclasses.replace(routing, row_weight_R=weight_R * scale_R)
 
 
 def _check_tensors(x_TD: Tensor, routing: Routing, weights: ExpertWeights, act: Activation) -> None:
