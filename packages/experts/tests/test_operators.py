@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -83,6 +84,26 @@ def test_backward_passes_opcheck(activation, main, wanted):
     )
 
 
+def test_results_have_the_strides_that_the_compiler_expects_even_of_transposed_inputs():
+    # Inductor asserts them; opcheck does not look.
+    inputs = list(operator_inputs("geglu", biases=True, dropout=False, requires_grad=False))
+    for i, tensor in enumerate(inputs[:5]):
+        inputs[i] = tensor.mT.contiguous().mT
+    assert not any(tensor.is_contiguous() for tensor in inputs[:5])
+    inputs[5] = inputs[5].repeat_interleave(2)[::2]
+
+    def strides(to_tensor=lambda tensor: tensor):
+        here = [to_tensor(i) if isinstance(i, torch.Tensor) else i for i in inputs]
+        y_TD, kept = expert_ffn_forward(*here, True)
+        dy_TD = torch.empty_like(here[0])
+        gradients = expert_ffn_backward(dy_TD, kept, *here, [True] * 6)
+        return [tensor.stride() for tensor in (y_TD, kept, *gradients)]
+
+    with FakeTensorMode() as mode:
+        expected = strides(mode.from_tensor)
+    assert strides() == expected
+
+
 def forward_and_gradients(layer, x_TD, run):
     layer.zero_grad()
     x_TD = x_TD.detach().requires_grad_()
@@ -141,8 +162,6 @@ def test_checkpointing_recomputes_the_same_bits(activation):
 
 
 def test_fake_tensors_pass_without_data():
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     inputs = operator_inputs("geglu", biases=True, dropout=True, requires_grad=False)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = [mode.from_tensor(i) if isinstance(i, torch.Tensor) else i for i in inputs]
