@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -240,6 +241,29 @@ def test_a_scale_that_does_not_fit_is_refused(scale_E, message):
             activation="geglu",
             scale_E=scale_E,
         )
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_forward_mode_and_second_derivatives_are_refused(frozen):
+    layer = make_layer().requires_grad_(not frozen)
+    x_TD = torch.randn(TOKENS, D_MODEL)
+    with torch.no_grad():
+        routing = layer.router(x_TD)
+    with pytest.raises(NotImplementedError, match="no forward-mode differentiation"):
+        torch.func.jvp(lambda x: layer.experts(x, routing), (x_TD,), (torch.ones_like(x_TD),))
+    with forward_ad.dual_level():
+        dual_TD = forward_ad.make_dual(x_TD, torch.ones_like(x_TD))
+        with pytest.raises(NotImplementedError, match="no forward-mode differentiation"):
+            layer.experts(dual_TD, routing)
+        layer.experts.backend = "reference"
+        assert forward_ad.unpack_dual(layer.experts(dual_TD, routing)).tangent.norm() > 0
+        layer.experts.backend = "grouped"
+    x_TD.requires_grad_()
+    (gradient,) = torch.autograd.grad(
+        layer.experts(x_TD, routing).sin().sum(), x_TD, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        gradient.square().sum().backward()
 
 
 @pytest.mark.parametrize("frozen", [(), ("wi", "wo")])

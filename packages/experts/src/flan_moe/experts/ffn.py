@@ -9,6 +9,7 @@ import dataclasses
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from flan_moe.experts.activations import Activation, get_activation
 from flan_moe.experts.backend import MainGrads
@@ -59,6 +60,7 @@ def expert_ffn(
 
     Raises:
         ValueError: if shapes, dtypes, devices or options do not fit together.
+        NotImplementedError: under forward-mode differentiation, except by ``"reference"``.
     """
     act = get_activation(activation)
     check_backend(backend)
@@ -82,6 +84,7 @@ def expert_ffn(
         main_grads = MainGrads()
     _check_main_grads(main_grads, weights)
     inputs = (x_TD, *weights, routing.row_weight_R)
+    _refuse_forward_mode(inputs)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     # Without gradients and tracing the operator would add nothing but its dispatch.
     plain = not keep and type(x_TD) is Tensor and not torch.compiler.is_compiling()
@@ -176,6 +179,14 @@ def _check_tensors(x_TD: Tensor, routing: Routing, weights: ExpertWeights, act: 
         raise ValueError(f"tensors must be floating point: {found}")
     if len(dtypes) > 1 and not torch.is_autocast_enabled(x_TD.device.type):
         raise ValueError(f"outside autocast dtypes must agree: {found}")
+
+
+def _refuse_forward_mode(inputs: tuple[Tensor | None, ...]) -> None:
+    # torch itself would go on with tangents of zero, for any operator of a library.
+    if torch.compiler.is_compiling():
+        return
+    if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in inputs):
+        raise NotImplementedError("expert_ffn: no forward-mode differentiation")
 
 
 def _check_main_grads(main_grads: MainGrads, weights: ExpertWeights) -> None:
