@@ -155,6 +155,30 @@ def test_autocast_multiplies_in_bfloat16_and_returns_the_dtype_of_x(backend, dro
     assert (ours["y"].double() - exact["y"]).norm() > 1e-4 * exact["y"].norm()  # did round
 
 
+@pytest.mark.parametrize("backend", ["reference", "grouped"])
+@pytest.mark.parametrize(
+    ("x_dtype", "weight_dtype"),
+    [
+        (torch.float32, torch.bfloat16),
+        (torch.float64, torch.float32),
+        (torch.float32, torch.float64),
+    ],
+)
+def test_autocast_takes_weights_of_another_dtype(backend, x_dtype, weight_dtype):
+    torch.manual_seed(0)
+    x_TD, dy_TD = torch.randn(2, 70, D_MODEL, dtype=x_dtype).unbind()
+    weights = make_weights("geglu", weight_dtype, biases=True)
+    routing = make_routing(ROUTERS["top-3"], x_TD.float())
+    exact = in_float64(x_TD, routing, weights, dy_TD, activation="geglu")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = forward_and_gradients(
+            x_TD, routing, weights, dy_TD, activation="geglu", backend=backend
+        )
+    assert ours["y"].dtype == ours["dx"].dtype == x_dtype
+    assert ours["dwi"].dtype == weight_dtype
+    assert_relative(ours, exact, 2e-2)
+
+
 @pytest.mark.parametrize(
     ("tokens", "pairs"),
     [

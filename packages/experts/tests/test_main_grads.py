@@ -159,6 +159,9 @@ def test_buffers_that_do_not_fit_are_refused():
     options = {"activation": "geglu"}
     with pytest.raises(ValueError, match=r"main_grads.wi_EDH: expected \(6, 8, 24\) torch.float32"):
         expert_ffn(x_TD, routing, ExpertWeights(wi, wo), main_grads=MainGrads(wo, None), **options)
+    shared = torch.zeros(1, 1, 1).expand_as(wi)
+    with pytest.raises(ValueError, match=r"wi_EDH: expected memory of its own"):
+        expert_ffn(x_TD, routing, ExpertWeights(wi, wo), main_grads=MainGrads(shared), **options)
     with pytest.raises(ValueError, match="'reference' returns its gradients"):
         expert_ffn(
             x_TD,

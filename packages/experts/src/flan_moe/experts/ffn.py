@@ -79,7 +79,7 @@ def expert_ffn(
     if backend == "reference":
         if main_grads is not None:
             raise ValueError("main_grads: backend 'reference' returns its gradients to autograd")
-        return reference_ffn(x_TD, routing, weights, act, draw)
+        return reference_ffn(x_TD, routing, weights, act, draw, matmul_dtype)
     if main_grads is None:
         main_grads = MainGrads()
     _check_main_grads(main_grads, weights)
@@ -203,3 +203,7 @@ def _check_main_grads(main_grads: MainGrads, weights: ExpertWeights) -> None:
                 f"main_grads.{name}: expected {tuple(weight.shape)} {dtype} on {weight.device}, "
                 f"got {tuple(buffer.shape)} {buffer.dtype} on {buffer.device}"
             )
+        if 0 in buffer.stride() and buffer.numel() > 1:
+            raise ValueError(f"main_grads.{name}: expected memory of its own for every element")
+    if main_grads.wi_EDH is not None and main_grads.wi_EDH is main_grads.wo_EFD:
+        raise ValueError("main_grads: wi_EDH and wo_EFD are the same buffer")

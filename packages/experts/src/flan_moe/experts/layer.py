@@ -247,6 +247,11 @@ def _stack_names(module: Experts, state: dict[str, Any], prefix: str, *_: object
 
 def _unstack_names(module: Experts, state: dict[str, Any], prefix: str, *_: object) -> None:
     if module.state_names == "per_expert":
+        if type(module.wi.data) is not Tensor:
+            raise ValueError(
+                f"{prefix}state_names='per_expert': expected plain parameters, not "
+                f"{type(module.wi.data).__name__}; gather them, or save 'stacked'"
+            )
         names = [name for name in ("wi", "wo", "bi", "bo") if prefix + name in state]
         stacked = {name: state.pop(prefix + name) for name in names}
         named = to_per_expert(stacked, gated=module._gated)
