@@ -14,7 +14,7 @@ import torch
 from torch.distributed import checkpoint
 
 from flan_moe.experts import Experts
-from flan_moe.experts.parallel import owned_experts
+from flan_moe.experts.parallel import clip_gradients, owned_experts
 
 PROGRAM = Path(__file__).with_name("parallel_world.py")
 
@@ -93,6 +93,7 @@ def test_on_four_ranks(check, four):
         "what_does_not_fit_is_named_by_parallel_expert_ffn",
         "two_ranks_load_what_four_saved",
         "a_layer_on_the_meta_device_is_made_in_shards",
+        "weights_that_layers_share_stay_shared",
     ],
 )
 def test_on_two_ranks(check, two):
@@ -128,6 +129,13 @@ def test_experts_that_are_not_sharded_need_no_distribution():
     script = "import sys, flan_moe.experts; assert 'torch.distributed.tensor' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)
     assert Experts(4, 8, 8).parallel is None
+
+
+def test_a_single_parameter_is_clipped_whole():
+    parameter = torch.nn.Parameter(torch.ones(2))
+    parameter.grad = torch.tensor([3.0, 4.0])
+    assert clip_gradients(parameter, 1.0) == 5.0
+    torch.testing.assert_close(parameter.grad, torch.tensor([0.6, 0.8]))
 
 
 @pytest.mark.gpu

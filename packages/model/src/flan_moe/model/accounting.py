@@ -10,11 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
-from flan_moe.experts import SparseFeedForward
 from flan_moe.model.config import FlanMoEConfig, StackName
-from flan_moe.routing import RouterConfig
+from flan_moe.model.inventory import experts_per_token, parameter_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +42,25 @@ class FlopsPerToken:
         encoder: per encoder token, with the decoder's cross-attention keys and values, which are
             computed once per encoder token.
         decoder: per decoder token, with the head.
+        cross_keys_values: the part of ``encoder`` that belongs to the decoder's layers.
     """
 
     encoder: float
     decoder: float
+    cross_keys_values: float
+
+    @property
+    def encoder_stack(self) -> float:
+        """Per token, of the encoder's own layers."""
+        return self.encoder - self.cross_keys_values
+
+    @property
+    def decoder_stack(self) -> float:
+        """Per token, of the decoder's layers and head, with as many encoder as decoder tokens.
+
+        Counting ``2 * parameters`` of each stack gives these two, and the same mean.
+        """
+        return self.decoder + self.cross_keys_values
 
     @property
     def mean(self) -> float:
@@ -60,36 +72,15 @@ class FlopsPerToken:
         return (self.encoder + self.decoder) / 2
 
 
-def experts_per_token(router: RouterConfig) -> float:
-    """Experts that work on a token, on average and before any drop.
-
-    With expert choice each of E experts takes ``capacity_factor * T / E`` of T tokens.
-    """
-    if router.selection == "expert_choice":
-        assert router.capacity_factor is not None  # RouterConfig refuses it
-        return min(router.capacity_factor, router.num_experts)
-    return router.top_k
-
-
 def count_parameters(config: FlanMoEConfig) -> ParameterCount:
     """Count the parameters of the model that ``config`` describes, on the meta device."""
-    from flan_moe.model.modeling import FlanMoEForConditionalGeneration
-
-    with torch.device("meta"):
-        model = FlanMoEForConditionalGeneration(config)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    embedding = model.shared.weight.numel()
-    if not config.tie_word_embeddings:
-        embedding += model.lm_head.weight.numel()
-    router = 0
-    idle = 0.0
-    for module in model.modules():
-        if isinstance(module, SparseFeedForward):
-            router += sum(parameter.numel() for parameter in module.router.parameters())
-            used = experts_per_token(module.router.config) / module.experts.num_experts
-            idle += (1 - used) * sum(weight.numel() for weight in module.experts.parameters())
+    tensors = parameter_tensors(config)
+    embedding = sum(group.size for group in tensors if group.part == "embedding")
     return ParameterCount(
-        total=total, active=round(total - embedding - idle), embedding=embedding, router=router
+        total=sum(group.size for group in tensors),
+        active=round(sum(group.used * group.size for group in tensors)) - embedding,
+        embedding=embedding,
+        router=sum(group.size for group in tensors if group.part == "router"),
     )
 
 
@@ -128,10 +119,10 @@ def flops_per_token(
         + _feed_forward(config, "decoder", layer)
         for layer in range(config.num_decoder_layers)
     )
-    encoder += config.num_decoder_layers * 2 * projection
+    cross = config.num_decoder_layers * 2 * projection
     if include_head:
         decoder += 2 * d_model * config.vocab_size
-    return FlopsPerToken(encoder=encoder, decoder=decoder)
+    return FlopsPerToken(encoder=encoder + cross, decoder=decoder, cross_keys_values=cross)
 
 
 def _feed_forward(config: FlanMoEConfig, stack: StackName, layer: int) -> float:
@@ -141,4 +132,5 @@ def _feed_forward(config: FlanMoEConfig, stack: StackName, layer: int) -> float:
         return network
     router = config.router_config(stack)
     logits = 2 * config.d_model * router.num_experts if router.is_learned else 0
-    return experts_per_token(router) * network + logits
+    networks = experts_per_token(router) + config.has_extra_feed_forward(stack, layer)
+    return networks * network + logits

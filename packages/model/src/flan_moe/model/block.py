@@ -12,7 +12,7 @@ from transformers import EncoderDecoderCache
 from flan_moe.experts import SparseFeedForward
 from flan_moe.model.attention import CrossAttention, SelfAttention
 from flan_moe.model.config import FlanMoEConfig, StackName
-from flan_moe.model.feed_forward import build_feed_forward
+from flan_moe.model.feed_forward import build_dense_feed_forward, build_feed_forward
 from flan_moe.model.segments import TokenLayout
 from flan_moe.routing import Routing
 
@@ -20,7 +20,10 @@ from flan_moe.routing import Routing
 class Block(nn.Module):
     """Self-attention, in a decoder cross-attention, then a dense or sparse feed-forward network.
 
-    Each branch is ``x + dropout(branch(norm(x)))``.
+    Each branch is ``x + dropout(branch(norm(x)))``. With ``config.extra_feed_forward`` a dense
+    network follows the experts of a sparse layer as one more branch: it reads the stream that their
+    output was added to, as flaxformer's ``extra_mlp`` does. ST-MoE (Zoph et al. 2022) leaves open
+    whether it comes before or after the experts; both layers have the same size and cost.
 
     Args:
         config: sizes and options.
@@ -47,6 +50,9 @@ class Block(nn.Module):
             self.cross_attention = CrossAttention(**attention)
         self.feed_forward_norm = nn.RMSNorm(**norm)
         self.feed_forward = build_feed_forward(config, stack, layer)
+        if config.has_extra_feed_forward(stack, layer):
+            self.extra_feed_forward_norm = nn.RMSNorm(**norm)
+            self.extra_feed_forward = build_dense_feed_forward(config, config.d_ff)
 
     def forward(
         self,
@@ -98,7 +104,11 @@ class Block(nn.Module):
             y_TD, routing = self.feed_forward(y_TD, sequence_T=sequence_T, token_id_T=token_id_T)
         else:
             y_TD = self.feed_forward(y_TD)
-        return self._add(x_TD, y_TD), routing
+        x_TD = self._add(x_TD, y_TD)
+        if hasattr(self, "extra_feed_forward"):
+            y_TD = self.extra_feed_forward(self.extra_feed_forward_norm(x_TD))
+            x_TD = self._add(x_TD, y_TD)
+        return x_TD, routing
 
     def _add(self, x_TD: Tensor, y_TD: Tensor) -> Tensor:
         return x_TD + F.dropout(y_TD, self.dropout, self.training)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from flan_moe.model.config import FlanMoEConfig
+from flan_moe.model.commands.arguments import positive
+from flan_moe.model.commands.directory import check_directory
+from flan_moe.model.commands.info import add_parser as add_info
 
 EXAMPLES = """\
 examples:
@@ -45,37 +44,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    info = commands.add_parser("info", help="parameters, FLOPs per token and layers of a model")
-    info.add_argument(
-        "model",
-        nargs="?",
-        metavar="PRESET|PATH",
-        help="a preset, or a directory with config.json; without it, all presets",
-    )
-    info.add_argument("--encoder-length", type=_positive, default=512, metavar="N")
-    info.add_argument("--decoder-length", type=_positive, default=128, metavar="N")
-    info.set_defaults(run=_info)
+    add_info(commands)
 
     generate = commands.add_parser("generate", help="write the answer to a text")
     generate.add_argument("model", metavar="PATH", help="directory with model and tokenizer")
     generate.add_argument(
         "--text", action="append", required=True, help="input; repeat for several"
     )
-    generate.add_argument("--max-new-tokens", type=_positive, default=64, metavar="N")
-    generate.add_argument("--beams", type=_positive, default=1, metavar="N")
+    generate.add_argument("--max-new-tokens", type=positive, default=64, metavar="N")
+    generate.add_argument("--beams", type=positive, default=1, metavar="N")
     generate.add_argument("--sample", action="store_true", help="sample instead of searching")
     generate.add_argument("--temperature", type=float, default=1.0, help="for --sample")
     generate.add_argument("--seed", type=_seed, default=0, help="for --sample")
     generate.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     generate.set_defaults(run=_generate)
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value}: expected at least 1")
-    return value
 
 
 def _seed(text: str) -> int:
@@ -85,89 +68,8 @@ def _seed(text: str) -> int:
     return value
 
 
-def _info(options: argparse.Namespace) -> int:
-    if options.model is None:
-        return _list_presets()
-    from flan_moe.model.accounting import count_parameters, flops_per_token
-    from flan_moe.model.twin import dense_twin
-
-    config = _find_config(options.model)
-    lengths = {
-        "encoder_length": options.encoder_length,
-        "decoder_length": options.decoder_length,
-    }
-    count = count_parameters(config)
-    flops = flops_per_token(config, **lengths)
-    bare = flops_per_token(config, encoder_length=0, decoder_length=0, include_head=False)
-    twin = dense_twin(config)
-    print(options.model)
-    print(f"  d_model {config.d_model}, {config.num_heads} heads of {config.d_kv}")
-    print(f"  {config.activation} networks of width {config.d_ff}, vocabulary {config.vocab_size}")
-    for stack in ("encoder", "decoder"):
-        print(f"  {stack}: {_describe_stack(config, stack)}")
-    print("parameters")
-    for name in ("total", "active", "embedding", "router"):
-        print(f"  {name:<10} {getattr(count, name):>16,}")
-    print(f"  dense twin {count_parameters(twin).total:>16,}")
-    print("forward FLOPs per token (two per multiply-accumulate)")
-    print(f"  encoder    {flops.encoder:>16,.0f}  at {options.encoder_length} encoder tokens")
-    print(f"  decoder    {flops.decoder:>16,.0f}  at {options.decoder_length} decoder tokens")
-    print(f"  mean       {flops.mean:>16,.0f}")
-    print(f"  mean       {bare.mean:>16,.0f}  without head and attention scores")
-    print(f"  dense twin {flops_per_token(twin, **lengths).mean:>16,.0f}")
-    return 0
-
-
-def _list_presets() -> int:
-    from flan_moe.model.accounting import count_parameters, flops_per_token
-    from flan_moe.model.presets import PRESETS, flan_moe_config
-
-    print(f"{'preset':<20} {'parameters':>15} {'active':>13} {'MFLOPs/token':>13}")
-    for name in PRESETS:
-        config = flan_moe_config(name)
-        count = count_parameters(config)
-        flops = flops_per_token(config, encoder_length=0, decoder_length=0, include_head=False)
-        print(f"{name:<20} {count.total:>15,} {count.active:>13,} {flops.mean / 1e6:>13,.1f}")
-    print("active and FLOPs: without embedding, head and attention scores")
-    return 0
-
-
-def _describe_stack(config: FlanMoEConfig, stack: str) -> str:
-    layers = config.layer_count(stack)
-    router = config.router_config(stack)
-    if router is None:
-        return f"{layers} dense layers"
-    sparse = [layer for layer in range(layers) if config.is_sparse(stack, layer)]
-    choice = f"top-{router.top_k}" if router.name == "top_k" else router.name.replace("_", " ")
-    where = ", ".join(map(str, sparse))
-    return f"{layers} layers; {router.num_experts} experts, {choice}, in layers {where}"
-
-
-def _find_config(model: str) -> FlanMoEConfig:
-    from flan_moe.model.config import FlanMoEConfig
-    from flan_moe.model.presets import PRESETS, flan_moe_config
-
-    if model in PRESETS:
-        return flan_moe_config(model)
-    _check_directory(model, f"a preset ({', '.join(PRESETS)}) or a directory with config.json")
-    return FlanMoEConfig.from_pretrained(model)
-
-
-def _check_directory(model: str, expected: str) -> None:
-    """Refuse what is not a local Flan-MoE checkpoint, before anything looks for it on a network."""
-    path = Path(model) / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{model!r}: expected {expected}")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, RecursionError, AttributeError) as error:
-        raise ValueError(f"{path}: expected a JSON object: {error}") from error
-    if found != "flan_moe":
-        raise ValueError(f"{path}: model_type={found!r}: expected 'flan_moe'")
-
-
 def _generate(options: argparse.Namespace) -> int:
-    _check_directory(options.model, "a directory with config.json, weights and tokenizer files")
+    check_directory(options.model, "a directory with config.json, weights and tokenizer files")
     import torch
     from transformers import AutoTokenizer
 

@@ -96,6 +96,8 @@ class FlanMoEConfig(PretrainedConfig):
             encoder.
         decoder_router: the same for the decoder, whose router must be causal: expert choice is
             refused.
+        extra_feed_forward: in every sparse layer, a dense network of width ``d_ff`` follows the
+            experts, with a norm and a residual branch of its own (ST-MoE, Zoph et al. 2022).
         dense_ff_widths: ``{"encoder": [...], "decoder": [...]}`` (either key may be absent), the
             hidden width of each layer of a dense stack in place of ``d_ff``. This is how
             `flan_moe.model.dense_twin` matches the FLOPs of a sparse model.
@@ -146,6 +148,7 @@ class FlanMoEConfig(PretrainedConfig):
         sparse_every: int = 2,
         encoder_router: Mapping[str, Any] | RouterConfig | None = None,
         decoder_router: Mapping[str, Any] | RouterConfig | None = None,
+        extra_feed_forward: bool = False,
         dense_ff_widths: Mapping[str, Sequence[int]] | None = None,
         balance_coef: float = 0.01,
         z_coef: float = 0.0,
@@ -178,6 +181,7 @@ class FlanMoEConfig(PretrainedConfig):
         self.sparse_every = sparse_every
         self.encoder_router = _router_dict("encoder_router", encoder_router)
         self.decoder_router = _router_dict("decoder_router", decoder_router)
+        self.extra_feed_forward = extra_feed_forward
         self.dense_ff_widths = _width_lists(dense_ff_widths)
         self.balance_coef = balance_coef
         self.z_coef = z_coef
@@ -219,8 +223,9 @@ class FlanMoEConfig(PretrainedConfig):
                 _refuse(key, value, "a number that is not negative")
         if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
             _refuse("activation", self.activation, f"one of {_quoted(tuple(ACTIVATIONS))}")
-        if not isinstance(self.tie_word_embeddings, bool):
-            _refuse("tie_word_embeddings", self.tie_word_embeddings, "true or false")
+        for key in ("tie_word_embeddings", "extra_feed_forward"):
+            if not isinstance(getattr(self, key), bool):
+                _refuse(key, getattr(self, key), "true or false")
         for key in ("pad_token_id", "eos_token_id", "decoder_start_token_id"):
             value = getattr(self, key)
             _require_int(key, value, minimum=0)
@@ -228,6 +233,8 @@ class FlanMoEConfig(PretrainedConfig):
                 _refuse(key, value, f"a token id below vocab_size, which is {self.vocab_size}")
         for stack in STACK_NAMES:
             self._check_router(stack)
+        if self.extra_feed_forward and not (self.encoder_router or self.decoder_router):
+            _refuse("extra_feed_forward", True, "false unless a router makes a stack sparse")
         self._check_extra_losses()
         self._check_widths()
 
@@ -258,6 +265,10 @@ class FlanMoEConfig(PretrainedConfig):
             and self.sparse_every > 0
             and layer % self.sparse_every == self.sparse_every - 1
         )
+
+    def has_extra_feed_forward(self, stack: StackName, layer: int) -> bool:
+        """Whether a dense network follows the experts of a layer."""
+        return self.extra_feed_forward and self.is_sparse(stack, layer)
 
     def ff_width(self, stack: StackName, layer: int) -> int:
         """Hidden width of a layer's dense network, or of each of its experts."""

@@ -52,19 +52,24 @@ class DenseFeedForward(nn.Module):
         return self.wo(F.dropout(a_TF, self.dropout, self.training))
 
 
+def build_dense_feed_forward(config: FlanMoEConfig, d_ff: int) -> DenseFeedForward:
+    """A dense network of hidden width ``d_ff`` with the activation and dropout of ``config``."""
+    return DenseFeedForward(
+        d_model=config.d_model,
+        d_ff=d_ff,
+        activation=config.activation,
+        dropout=config.dropout_rate,
+        init_factor=config.initializer_factor,
+    )
+
+
 def build_feed_forward(
     config: FlanMoEConfig, stack: StackName, layer: int
 ) -> DenseFeedForward | SparseFeedForward:
     """The feed-forward part of a layer: dense, or a router with experts."""
     d_ff = config.ff_width(stack, layer)
     if not config.is_sparse(stack, layer):
-        return DenseFeedForward(
-            d_model=config.d_model,
-            d_ff=d_ff,
-            activation=config.activation,
-            dropout=config.dropout_rate,
-            init_factor=config.initializer_factor,
-        )
+        return build_dense_feed_forward(config, d_ff)
     router_config = config.router_config(stack)
     dropout = config.expert_dropout_rate
     return SparseFeedForward(

@@ -1,0 +1,1 @@
+"""The subcommands of ``flan-moe-model``, one module each."""
