@@ -145,7 +145,8 @@ class Attention(nn.Module):
 
     def _heads(self, flat_TD: Tensor, layout: TokenLayout) -> Tensor:
         """Flat projections (T, H * K) as padded heads (B, H, S, K)."""
-        return layout.pad(flat_TD).unflatten(-1, (self.num_heads, self.d_kv)).transpose(1, 2)
+        padded_BSD = layout.pad(flat_TD)
+        return padded_BSD.view(*padded_BSD.shape[:2], self.num_heads, self.d_kv).transpose(1, 2)
 
     def _keys_values(self, x_TD: Tensor, layout: TokenLayout) -> KeysAndValues:
         return KeysAndValues(self._heads(self.k(x_TD), layout), self._heads(self.v(x_TD), layout))
