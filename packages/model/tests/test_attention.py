@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from flan_moe.model.attention import KeysAndValues, attend, attention_bias
+from flan_moe.model import attention
+from flan_moe.model.attention import KeysAndValues, attend, attention_bias, choose_backend
 
 
 def reference(q, k, v, bias):
@@ -85,3 +86,14 @@ def test_gradients_of_bias_queries_keys_and_values_are_those_of_the_formula():
     }
     for leaf, gradient in expected.items():
         torch.testing.assert_close(leaf.grad.double(), gradient, atol=1e-5, rtol=1e-5)
+
+
+def test_xformers_is_chosen_where_it_has_a_kernel(monkeypatch):
+    monkeypatch.setattr(attention, "_has_xformers", lambda: True)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert choose_backend("cuda", dtype, 64) == "xformers"
+    assert choose_backend("cuda", torch.float64, 64) == "sdpa"
+    assert choose_backend("cuda", torch.float32, 12) == "sdpa"
+    assert choose_backend("cpu", torch.float32, 64) == "sdpa"
+    monkeypatch.setattr(attention, "_has_xformers", lambda: False)
+    assert choose_backend("cuda", torch.float32, 64) == "sdpa"
