@@ -90,12 +90,12 @@ def with_weights_of():
 def t5_pair(with_weights_of):
     """A function that makes a random T5 and our model with the same weights."""
 
-    def make(*, gated, tied):
+    def make(*, gated, tied, **sizes):
+        sizes = {**SIZES, "num_decoder_layers": 3, **sizes}
         torch.manual_seed(0)
         t5 = T5ForConditionalGeneration(
             T5Config(
-                **SIZES,
-                num_decoder_layers=3,
+                **sizes,
                 feed_forward_proj="gated-gelu" if gated else "relu",
                 tie_word_embeddings=tied,
                 decoder_start_token_id=0,
@@ -103,10 +103,10 @@ def t5_pair(with_weights_of):
         ).eval()
         if not tied:
             # transformers 5 ties even so; T5 v1.1 has a head of its own.
-            t5.lm_head.weight = torch.nn.Parameter(torch.randn(SIZES["vocab_size"], 32) * 0.3)
+            head = torch.randn(sizes["vocab_size"], sizes["d_model"]) * 0.3
+            t5.lm_head.weight = torch.nn.Parameter(head)
         config = FlanMoEConfig(
-            **SIZES,
-            num_decoder_layers=3,
+            **sizes,
             activation="geglu" if gated else "relu",
             tie_word_embeddings=tied,
         )
