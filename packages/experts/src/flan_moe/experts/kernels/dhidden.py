@@ -129,7 +129,7 @@ def dhidden(
     return grads
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R"])  # R differs from batch to batch
 def _dhidden(
     dy_TD,
     row_token_R,

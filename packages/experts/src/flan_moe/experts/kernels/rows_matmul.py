@@ -67,7 +67,7 @@ def rows_matmul(
     return y_RN
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R"])  # R differs from batch to batch
 def _rows_matmul(
     left_RK,
     w_EKN,
