@@ -149,7 +149,7 @@ DAMAGE = {
             (d / "model.safetensors").unlink(),
             (d / "pytorch_model.bin").write_bytes(pickle.dumps({"x": 1})),
         ),
-        "pytorch_model.bin: ",
+        "does not load with torch.load(weights_only=True)",
     ),
     "truncated pickle": (
         lambda d: (as_pickle(d), truncate(d / "pytorch_model.bin", 5000)),
@@ -307,7 +307,9 @@ def test_t5x_needs_a_configuration_and_one_flat_file(tmp_path):
     np.savez(tmp_path / "flat.npz", **{"target/x": np.zeros(3)})
     with pytest.raises(ValueError, match="T5X arrays come without a configuration"):
         convert(tmp_path / "flat.npz", tmp_path / "out")
-    with pytest.raises(ValueError, match=r"are missing: target/.*; 1 tensor has no place: target/x"):
+    with pytest.raises(
+        ValueError, match=r"are missing: target/.*; 1 tensor has no place: target/x"
+    ):
         convert(tmp_path / "flat.npz", tmp_path / "out", config=FlanMoEConfig(**SIZES))
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     with pytest.raises(ValueError, match="or a file of T5X arrays named target/"):
@@ -316,11 +318,11 @@ def test_t5x_needs_a_configuration_and_one_flat_file(tmp_path):
     with pytest.raises(ValueError, match="x is dtype"):
         convert(tmp_path / "objects.npz", tmp_path / "out")
     (tmp_path / "broken.npz").write_bytes((tmp_path / "flat.npz").read_bytes()[:-9])
-    with pytest.raises(ValueError, match="expected a .npz file"):
+    with pytest.raises(ValueError, match=r"expected a \.npz file"):
         convert(tmp_path / "broken.npz", tmp_path / "out")
     (tmp_path / "checkpoint_1000").mkdir()
     (tmp_path / "checkpoint_1000" / "checkpoint").write_bytes(b"\x80")
-    with pytest.raises(FileNotFoundError, match="export it as one flat .npz or .safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"export it as one flat \.npz or \.safetensors"):
         convert(tmp_path / "checkpoint_1000", tmp_path / "out")
 
 

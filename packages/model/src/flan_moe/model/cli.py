@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flan_moe.model.commands.arguments import positive
+from flan_moe.model.commands.convert import add_parser as add_convert
 from flan_moe.model.commands.directory import check_directory
 from flan_moe.model.commands.info import add_parser as add_info
 
@@ -45,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     add_info(commands)
+    add_convert(commands)
 
     generate = commands.add_parser("generate", help="write the answer to a text")
     generate.add_argument("model", metavar="PATH", help="directory with model and tokenizer")

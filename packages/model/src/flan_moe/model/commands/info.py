@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from flan_moe.model.commands.arguments import positive
-from flan_moe.model.commands.directory import check_directory
+from flan_moe.model.commands.configuration import find_config
 
 if TYPE_CHECKING:
     from flan_moe.model.accounting import FlopsPerToken
@@ -35,7 +35,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.model is None:
         _list_presets()
         return 0
-    config = _find_config(options.model)
+    config = find_config(options.model)
     print(options.model)
     _print_shape(config)
     _print_parameters(config)
@@ -60,16 +60,6 @@ def _list_presets() -> None:
         costs = " ".join(f"{cost:>8.4f}" for cost in _by_stack(flops))
         print(f"{name:<20} {count.total:>15,} {count.active:>14,} {count.router:>12,} {costs}")
     print("active and FLOPs: without embedding, head and attention scores")
-
-
-def _find_config(model: str) -> FlanMoEConfig:
-    from flan_moe.model.config import FlanMoEConfig
-    from flan_moe.model.presets import PRESETS, flan_moe_config
-
-    if model in PRESETS:
-        return flan_moe_config(model)
-    check_directory(model, f"a preset ({', '.join(PRESETS)}) or a directory with config.json")
-    return FlanMoEConfig.from_pretrained(model)
 
 
 def _print_shape(config: FlanMoEConfig) -> None:

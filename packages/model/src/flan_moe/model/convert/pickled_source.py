@@ -57,8 +57,8 @@ def _load(path: Path) -> dict[str, Tensor]:
         state = torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0]
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ValueError(
             f"{path}: does not load with torch.load(weights_only=True): it is damaged, or a pickle "
             f"that would have to run code; save it as safetensors where it comes from ({reason})"
