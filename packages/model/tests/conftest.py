@@ -64,6 +64,22 @@ def t5_pair(with_weights_of):
 
 
 @pytest.fixture
+def t5_dir(tmp_path):
+    """A small T5 v1.1 checkpoint of transformers in one safetensors file."""
+    torch.manual_seed(0)
+    config = T5Config(
+        **{**SIZES, "num_layers": 2},
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        decoder_start_token_id=0,
+    )
+    model = T5ForConditionalGeneration(config)
+    model.lm_head.weight = torch.nn.Parameter(torch.randn(SIZES["vocab_size"], 32))
+    model.save_pretrained(tmp_path / "t5")
+    return tmp_path / "t5"
+
+
+@pytest.fixture
 def sparse_config():
     """A function that makes a small sparse configuration without dropout."""
 

@@ -12,31 +12,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import T5Config, T5ForConditionalGeneration
 
 from flan_moe.model import FlanMoEConfig, FlanMoEForConditionalGeneration
 from flan_moe.model.cli import main
 from flan_moe.model.convert import convert
 
 SIZES = {"vocab_size": 61, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4}
-
-
-@pytest.fixture
-def t5_dir(tmp_path):
-    """A small T5 v1.1 checkpoint in one safetensors file."""
-    config = T5Config(
-        **SIZES,
-        num_layers=2,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-        decoder_start_token_id=0,
-    )
-    model = T5ForConditionalGeneration(config)
-    model.lm_head.weight = torch.nn.Parameter(torch.randn(61, 32))
-    path = tmp_path / "t5"
-    model.save_pretrained(path)
-    (path / "generation_config.json").unlink()
-    return path
 
 
 def weights_of(path):

@@ -64,7 +64,9 @@ def _list_presets() -> None:
 
 def _print_shape(config: FlanMoEConfig) -> None:
     print(f"  d_model {config.d_model}, {config.num_heads} heads of {config.d_kv}")
-    print(f"  {config.activation} networks of width {config.d_ff}, vocabulary {config.vocab_size}")
+    experts = "" if config.expert_d_ff is None else f", experts of width {config.expert_d_ff}"
+    width = f"{config.d_ff}{experts}"
+    print(f"  {config.activation} networks of width {width}, vocabulary {config.vocab_size}")
     for stack in ("encoder", "decoder"):
         print(f"  {stack}: {_describe_stack(config, stack)}")
 

@@ -16,15 +16,39 @@ if TYPE_CHECKING:
         switch_names,
         t5_names,
     )
+    from flan_moe.model.convert.experts_of import UpcycleOptions
+    from flan_moe.model.convert.output_change import OutputChange
+    from flan_moe.model.convert.sparse_config import preset_routing, upcycled_config
+    from flan_moe.model.convert.upcycling import Upcycling, upcycle, upcycle_model
 
-__all__ = ["Conversion", "convert", "flan_moe_names", "switch_names", "t5_names"]
+__all__ = [
+    "Conversion",
+    "OutputChange",
+    "UpcycleOptions",
+    "Upcycling",
+    "convert",
+    "flan_moe_names",
+    "preset_routing",
+    "switch_names",
+    "t5_names",
+    "upcycle",
+    "upcycle_model",
+    "upcycled_config",
+]
 
 _HOME = {
     "Conversion": "conversion",
+    "OutputChange": "output_change",
+    "UpcycleOptions": "experts_of",
+    "Upcycling": "upcycling",
     "convert": "conversion",
     "flan_moe_names": "conversion",
+    "preset_routing": "sparse_config",
     "switch_names": "conversion",
     "t5_names": "conversion",
+    "upcycle": "upcycling",
+    "upcycle_model": "upcycling",
+    "upcycled_config": "sparse_config",
 }
 
 

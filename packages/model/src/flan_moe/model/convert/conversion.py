@@ -25,7 +25,7 @@ from flan_moe.model.convert.output import (
     write_json,
     write_weights,
 )
-from flan_moe.model.convert.region import Link, Region, Shape, source_shapes
+from flan_moe.model.convert.region import Link, Region, Shape, source_shapes, whole
 from flan_moe.model.convert.source import StateSource, TensorSource, check_tensors, some
 from flan_moe.model.convert.t5x_names import PREFIX, t5x_links
 from flan_moe.model.modeling import FlanMoEForConditionalGeneration
@@ -255,6 +255,12 @@ def flan_moe_names(
     return {target.name: target.tensor() for target in targets}
 
 
+def model_targets(model: FlanMoEForConditionalGeneration) -> list[Target]:
+    """The weights of a model in memory."""
+    shapes = weight_shapes(model.config)
+    return assembled(_unchanged(shapes), shapes, StateSource(model.state_dict()))
+
+
 def weight_shapes(config: FlanMoEConfig) -> dict[str, Shape]:
     """Shapes of the tensors in a Flan-MoE checkpoint; nothing is allocated."""
     with torch.device("meta"):
@@ -280,8 +286,12 @@ def _open_own(path: Path) -> Opened:
     source = open_checkpoint(path)
     shapes = weight_shapes(config)
     check_tensors(source, shapes, allowed=_tied_head(config))
-    links = [Link(Region(name), Region(name)) for name in shapes]
-    return Opened(path, "flan-moe", config, assembled(links, shapes, source), config.to_dict(), ())
+    targets = assembled(_unchanged(shapes), shapes, source)
+    return Opened(path, "flan-moe", config, targets, config.to_dict(), ())
+
+
+def _unchanged(shapes: Mapping[str, Shape]) -> list[Link]:
+    return [whole(name, name) for name in shapes]
 
 
 def _open_t5x(path: Path, config: FlanMoEConfig | None) -> Opened:
