@@ -21,6 +21,7 @@ from transformers import (
 from flan_moe.model import FlanMoEConfig, FlanMoEForConditionalGeneration
 from flan_moe.model.convert import convert, flan_moe_names, switch_names, t5_names
 from flan_moe.model.convert.checkpoint import open_checkpoint
+from flan_moe.model.convert.hf_configs import export_config, import_config
 from flan_moe.model.convert.npz_source import NpzSource
 from flan_moe.model.convert.t5x_names import t5x_links
 
@@ -424,3 +425,37 @@ def test_npz_members_are_what_numpy_reads(tmp_path):
         assert source.read("s").item() == 3
     with zipfile.ZipFile(tmp_path / "x.npz") as archive:
         assert "a/b.npy" in archive.namelist()
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3, 4, 7, 12])
+def test_sparse_layers_are_those_of_transformers_or_refused(num_layers):
+    """For every number of sparse layers: the config agrees with the model, and comes back."""
+    regular = [list(range(every - 1, num_layers, every)) for every in range(1, num_layers + 1)]
+    for num_sparse in range(num_layers + 1):
+        theirs = SwitchTransformersConfig(
+            **SIZES,
+            num_layers=num_layers,
+            num_decoder_layers=num_layers,
+            num_sparse_encoder_layers=num_sparse,
+            num_sparse_decoder_layers=num_sparse,
+            decoder_start_token_id=0,
+            architectures=["SwitchTransformersForConditionalGeneration"],
+        )
+        with torch.device("meta"):
+            names = SwitchTransformersForConditionalGeneration(theirs).encoder.state_dict()
+        sparse = sorted({int(name.split(".")[1]) for name in names if "router" in name})
+        values = json.loads(theirs.to_json_string(use_diff=False))
+        if sparse not in regular:
+            with pytest.raises(ValueError, match="expected every n-th layer"):
+                import_config(values, "config.json")
+            continue
+        ours = import_config(values, "config.json")
+        assert [i for i in range(num_layers) if ours.is_sparse("encoder", i)] == sparse
+        back = export_config(ours, "hf-switch", values, "config.json")
+        assert comparable(SwitchTransformersConfig(**back)) == comparable(theirs)
+        fresh = SwitchTransformersConfig(**export_config(ours, "hf-switch", {}, "config.json"))
+        with torch.device("meta"):
+            rebuilt = SwitchTransformersForConditionalGeneration(fresh).encoder.state_dict()
+        assert {name for name in rebuilt if "router" in name} == {
+            name for name in names if "router" in name
+        }

@@ -66,6 +66,14 @@ EXTRA = "decoder.block.1.layer.2.DenseReluDense.wi_2.weight"
 
 DAMAGE = {
     "another architecture": (lambda d: edit(d, model_type="bart"), "model_type='bart': expected"),
+    "architecture is no name": (
+        lambda d: edit(d, model_type=["t5"]),
+        "model_type=['t5']: expected",
+    ),
+    "activation is no name": (
+        lambda d: edit(d, feed_forward_proj=["relu"]),
+        "feed_forward_proj=['relu']: expected",
+    ),
     "no architecture": (lambda d: edit(d, model_type=None), "model_type=None: expected"),
     "exact GELU": (
         lambda d: edit(d, feed_forward_proj="gelu"),
@@ -74,6 +82,10 @@ DAMAGE = {
     "contradicting activation": (
         lambda d: edit(d, dense_act_fn="relu", feed_forward_proj="gated-gelu"),
         "dense_act_fn='relu': expected 'gelu_new'",
+    ),
+    "contradicting gate": (
+        lambda d: edit(d, is_gated_act=False),
+        "is_gated_act=False: expected True for 'gated-gelu'",
     ),
     "impossible size": (lambda d: edit(d, d_model=-1), "config.json: FlanMoEConfig: d_model=-1"),
     "config is no JSON": (
@@ -180,6 +192,11 @@ SPARSE = {
         {"num_sparse_encoder_layers": 2, "num_layers": 6, "num_decoder_layers": 6},
         "sparse layers [1, 4] of the encoder and [1, 3, 5] of the decoder",
     ),
+    "explicit distance": (
+        {"encoder_sparse_step": 3},
+        "sparse layers [1] of the encoder and [1, 3] of the decoder",
+    ),
+    "distance is no number": ({"decoder_sparse_step": "2"}, "decoder_sparse_step='2': expected"),
     "activation": ({"dense_act_fn": "silu"}, "dense_act_fn='silu': expected one of 'relu'"),
     "no number": ({"num_layers": "4"}, "num_layers='4': expected an integer"),
     "experts": ({"num_experts": 0}, "num_experts"),
@@ -232,6 +249,7 @@ UNLIKE_SWITCH = {
         "*_router.num_experts=(4, 8): expected the same",
     ),
     "extra network": ({"extra_feed_forward": True}, "extra_feed_forward=True: expected false"),
+    "narrow experts": ({"expert_d_ff": 8}, "expert_d_ff=8: expected d_ff, 48, as in Switch"),
     "every fourth layer": ({"sparse_every": 4}, "sparse layers [3] of the encoder; Switch can"),
 }
 

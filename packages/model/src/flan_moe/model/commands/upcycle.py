@@ -69,7 +69,7 @@ def add_parser(commands: Any) -> None:
 
 def _upcycle(options: argparse.Namespace) -> int:
     from flan_moe.model.convert import UpcycleOptions, upcycle, upcycled_config
-    from flan_moe.model.convert.conversion import open_as_flan_moe
+    from flan_moe.model.convert.opened import open_as_flan_moe
     from flan_moe.model.convert.output import check_new
 
     check_new(Path(options.destination))

@@ -9,17 +9,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flan_moe.model.convert.conversion import (
-        Conversion,
-        convert,
-        flan_moe_names,
-        switch_names,
-        t5_names,
-    )
+    from flan_moe.model.convert.conversion import Conversion, convert
     from flan_moe.model.convert.experts_of import UpcycleOptions
     from flan_moe.model.convert.output_change import OutputChange
     from flan_moe.model.convert.sparse_config import preset_routing, upcycled_config
     from flan_moe.model.convert.upcycling import Upcycling, upcycle, upcycle_model
+    from flan_moe.model.convert.weights import flan_moe_names, switch_names, t5_names
 
 __all__ = [
     "Conversion",
@@ -42,10 +37,10 @@ _HOME = {
     "UpcycleOptions": "experts_of",
     "Upcycling": "upcycling",
     "convert": "conversion",
-    "flan_moe_names": "conversion",
+    "flan_moe_names": "weights",
     "preset_routing": "sparse_config",
-    "switch_names": "conversion",
-    "t5_names": "conversion",
+    "switch_names": "weights",
+    "t5_names": "weights",
     "upcycle": "upcycling",
     "upcycle_model": "upcycling",
     "upcycled_config": "sparse_config",

@@ -13,13 +13,9 @@ from torch import Tensor
 
 from flan_moe.model.config import FlanMoEConfig
 from flan_moe.model.convert.assemble import Target
-from flan_moe.model.convert.conversion import (
-    model_targets,
-    open_as_flan_moe,
-    weight_shapes,
-    write_config,
-)
+from flan_moe.model.convert.conversion import write_config
 from flan_moe.model.convert.experts_of import UpcycleOptions, expert_wi, expert_wo, varied
+from flan_moe.model.convert.opened import open_as_flan_moe
 from flan_moe.model.convert.output import (
     DEFAULT_SHARD_BYTES,
     Progress,
@@ -34,6 +30,7 @@ from flan_moe.model.convert.output_change import (
     sample_logits,
 )
 from flan_moe.model.convert.sparse_config import check_upcycled
+from flan_moe.model.convert.weights import model_targets, weight_shapes
 from flan_moe.model.modeling import FlanMoEForConditionalGeneration
 from flan_moe.routing import Router, RouterConfig, build_router
 
