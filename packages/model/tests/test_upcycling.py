@@ -161,6 +161,13 @@ def test_sliced_expert_choice_is_the_whole_one(dense):
     torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)
 
 
+def test_experts_are_in_every_other_layer_unless_asked_otherwise():
+    imported = make_dense(sparse_every=0)  # as a T5's configuration is
+    for asked, expected in (({}, [1, 3]), ({"sparse_every": 4}, [3])):
+        config = upcycled_config(imported.config, **both(name="top_k", num_experts=2), **asked)
+        assert [i for i in range(4) if config.is_sparse("decoder", i)] == expected
+
+
 def test_noise_is_relative_and_differs_between_experts(dense):
     config = upcycled_config(dense.config, **both(name="top_k", num_experts=8))
     noisy = upcycle_model(dense, config, UpcycleOptions(noise=0.1)).state_dict()

@@ -111,7 +111,6 @@ def _routing(options: argparse.Namespace) -> dict[str, Any]:
         if options.top_k is not None:
             router["top_k"] = options.top_k
         routing = {
-            "sparse_every": 2,
             "encoder_router": {"name": options.router, **router},
             "decoder_router": {"name": _IN_DECODER.get(options.router, options.router), **router},
         }

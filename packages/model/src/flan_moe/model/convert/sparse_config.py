@@ -56,6 +56,7 @@ def upcycled_config(
     *,
     renormalise: bool = False,
     granularity: int = 1,
+    sparse_every: int = 2,
     **routing: Any,
 ) -> FlanMoEConfig:
     """A configuration with the sizes of a dense model and with experts.
@@ -69,8 +70,9 @@ def upcycled_config(
         renormalise: make the weights of a token sum to one over the experts it takes, in place
             of what ``routing`` says.
         granularity: G.
-        **routing: arguments of `FlanMoEConfig`: ``sparse_every``, ``encoder_router``,
-            ``decoder_router``, ...; see `preset_routing`.
+        sparse_every: every how many layers have experts.
+        **routing: other arguments of `FlanMoEConfig`: ``encoder_router``, ``decoder_router``, ...;
+            see `preset_routing`.
 
     Raises:
         ValueError: if ``dense`` has routers or widths of its own, ``d_ff`` is not divisible, or
@@ -81,6 +83,7 @@ def upcycled_config(
         raise ValueError(f"granularity={granularity!r}: expected a divisor of d_ff, {dense.d_ff}")
     config = copy.deepcopy(dense)
     config.dense_ff_widths = None
+    config.sparse_every = sparse_every
     for key, value in routing.items():
         setattr(config, key, value)
     for stack in STACK_NAMES:
