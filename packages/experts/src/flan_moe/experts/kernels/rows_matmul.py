@@ -58,7 +58,7 @@ def rows_matmul(
         GROUP_M=config.group_m,
         EVEN_K=contracted % config.block_k == 0,
         EVEN_N=width % config.block_n == 0,
-        LOAD=weight_load(w_EKN, config),
+        LOAD=weight_load(w_EKN, config, "descriptor", "transposed"),
         ROWS=rows_load(left_RK, config),
         PRECISION=dot_precision(left_RK.dtype),
         num_warps=config.num_warps,
