@@ -356,7 +356,7 @@ def peak_of_conversion(source, target, to):
 def write_large_switch(path, num_experts):
     """A checkpoint in files of half a gigabyte; returns the bytes of its weights."""
     config = SwitchTransformersConfig(
-        vocab_size=32128,
+        vocab_size=8000,
         d_model=1024,
         d_ff=4096,
         num_heads=16,
@@ -396,14 +396,14 @@ def write_large_switch(path, num_experts):
 
 def test_memory_is_that_of_a_part_not_of_the_model(tmp_path):
     total = write_large_switch(tmp_path / "theirs", num_experts=2)
-    assert total > 4e8
+    assert total > 3e8
     start, peak = peak_of_conversion(tmp_path / "theirs", tmp_path / "ours", "flan-moe")
-    assert peak - start < 200
+    assert (peak - start) * 2**20 < total / 2
 
 
 @pytest.mark.slow
 def test_two_gigabytes_convert_in_less_than_one(tmp_path):
-    total = write_large_switch(tmp_path / "theirs", num_experts=26)
+    total = write_large_switch(tmp_path / "theirs", num_experts=28)
     assert total > 2e9
     _, peak = peak_of_conversion(tmp_path / "theirs", tmp_path / "ours", "flan-moe")
     assert peak < 1000

@@ -3,10 +3,8 @@
 import json
 import os
 import pickle
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -57,8 +55,13 @@ def truncate(file, keep):
 
 
 class Harmful:
+    """Makes a directory when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
     def __reduce__(self):
-        return os.mkdir, ("/nonexistent/harm",)
+        return os.mkdir, (self.path,)
 
 
 Q = "encoder.block.0.layer.0.SelfAttention.q.weight"
@@ -134,13 +137,13 @@ DAMAGE = {
         "expected model.safetensors or pytorch_model.bin",
     ),
     "pickle that runs code": (
-        lambda d: as_pickle(d, {"x": Harmful()}),
+        lambda d: as_pickle(d, {"x": Harmful(d.parent / "harm")}),
         "does not load with torch.load(weights_only=True)",
     ),
     "raw pickle": (
         lambda d: (
             (d / "model.safetensors").unlink(),
-            (d / "pytorch_model.bin").write_bytes(pickle.dumps({"x": 1})),
+            (d / "pytorch_model.bin").write_bytes(pickle.dumps({"x": 1}, protocol=2)),
         ),
         "does not load with torch.load(weights_only=True)",
     ),
@@ -341,8 +344,17 @@ convert(sys.argv[1], sys.argv[2], progress=slow)
 """
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_conversion_leaves_nothing_that_looks_whole(t5_dir, tmp_path, how):
+def test_an_interrupted_conversion_leaves_nothing(t5_dir, tmp_path):
+    def interrupt(done, total):
+        assert list(tmp_path.glob(".out.*.partial"))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(t5_dir, tmp_path / "out", progress=interrupt)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["t5"]
+
+
+def test_a_killed_conversion_leaves_nothing_that_looks_whole(t5_dir, tmp_path):
     run = subprocess.Popen(
         [sys.executable, "-c", KILLED, str(t5_dir), str(tmp_path / "out")],
         stdout=subprocess.PIPE,
@@ -350,15 +362,9 @@ def test_an_interrupted_conversion_leaves_nothing_that_looks_whole(t5_dir, tmp_p
         text=True,
     )
     assert run.stdout.readline() == "writing\n"
-    time.sleep(0.1)
-    run.send_signal(how)
+    run.kill()
     run.communicate(timeout=20)
-    assert run.returncode != 0
-    assert not (tmp_path / "out").exists()
-    left = [entry for entry in tmp_path.iterdir() if entry.name != "t5"]
-    if how == signal.SIGINT:
-        assert left == []
-    else:
-        assert [entry.name.startswith(".out.") for entry in left] == [True]
-        assert left[0].name.endswith(".partial")
-        assert not (left[0] / "config.json").exists()
+    (left,) = (entry for entry in tmp_path.iterdir() if entry.name != "t5")
+    assert left.name.startswith(".out.")
+    assert left.name.endswith(".partial")
+    assert not (left / "config.json").exists()

@@ -296,7 +296,7 @@ def test_memory_is_that_of_one_layer_not_of_the_sparse_model(tmp_path):
     )
     num_bytes, start, peak = map(int, run.stdout.split())
     assert num_bytes > 3e8
-    assert (peak - start) * 1024 < 1e8
+    assert (peak - start) * 1024 < num_bytes / 2
 
 
 def test_the_command(t5_dir, tmp_path, capsys):
