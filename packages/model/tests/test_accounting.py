@@ -20,10 +20,13 @@ EXPERT_CHOICE = {"name": "expert_choice", "num_experts": 4, "capacity_factor": 1
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("extra", [False, True])
-def test_counts_equal_an_allocated_model(sparse_config, tied, extra):
+@pytest.mark.parametrize(("extra", "expert_d_ff"), [(False, None), (True, None), (True, 20)])
+def test_counts_equal_an_allocated_model(sparse_config, tied, extra, expert_d_ff):
     config = sparse_config(
-        tie_word_embeddings=tied, encoder_router=EXPERT_CHOICE, extra_feed_forward=extra
+        tie_word_embeddings=tied,
+        encoder_router=EXPERT_CHOICE,
+        extra_feed_forward=extra,
+        expert_d_ff=expert_d_ff,
     )
     model = FlanMoEForConditionalGeneration(config)
     count = count_parameters(config)

@@ -37,8 +37,10 @@ def printed_examples():
 
 
 @pytest.mark.parametrize("example", printed_examples())
-def test_the_examples_of_help_work_as_printed(example, model_dir, capsys):
-    command = shlex.split(example.replace("$MODEL_DIR", str(model_dir)))
+def test_the_examples_of_help_work_as_printed(example, model_dir, t5_dir, tmp_path, capsys):
+    for name, path in (("MODEL", model_dir), ("T5", t5_dir), ("NEW", tmp_path / "new")):
+        example = example.replace(f"${name}_DIR", str(path))
+    command = shlex.split(example)
     assert command[0] == "flan-moe-model"
     assert main(command[1:]) == 0
     assert capsys.readouterr().out.strip()
