@@ -39,5 +39,6 @@ CHECKS = {
         running.what_does_not_fit_is_named_by_parallel_expert_ffn,
         state.two_ranks_load_what_four_saved,
         state.a_layer_on_the_meta_device_is_made_in_shards,
+        state.weights_that_layers_share_stay_shared,
     ],
 }

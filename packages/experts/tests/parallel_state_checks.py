@@ -1,8 +1,10 @@
 """Checks that all ranks make together: state dicts, saved by four ranks, loaded by two and one."""
 
+import copy
+
 import torch
 from parallel_gradient_checks import loss_of
-from parallel_world import make_layer
+from parallel_world import error, make_layer, whole
 from torch import distributed
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import (
@@ -108,3 +110,22 @@ def a_layer_on_the_meta_device_is_made_in_shards(world):
     expected = torch.load(world.folder / "whole5.pt")
     assert torch.equal(layer.experts.wi.full_tensor(), expected["/model/experts.wi"])
     distributed.barrier()
+
+
+def weights_that_layers_share_stay_shared(world):
+    layers = torch.nn.ModuleList([make_layer(4), make_layer(4, seed=1)])
+    layers[1].experts.wi = layers[0].experts.wi
+    x_TD = world.tokens()[world.rank].detach()
+    wi = copy.deepcopy(layers)[0].experts.wi
+    names = shard_experts(layers, world.mesh)
+    assert names == ["0.experts.wi", "0.experts.wo", "1.experts.wi", "1.experts.wo"], names
+    assert layers[0].experts.wi is layers[1].experts.wi
+    assert torch.equal(layers[0].experts.wi.full_tensor(), wi)
+    shares = []
+    for layer in layers:
+        layers.zero_grad()
+        layer(x_TD)[0].square().sum().backward()
+        shares.append(whole(layer.experts.wi).clone())
+    layers.zero_grad()
+    sum(layer(x_TD)[0].square().sum() for layer in layers).backward()
+    assert error(whole(layers[1].experts.wi), shares[0] + shares[1]) < 1e-12

@@ -1,13 +1,16 @@
-"""Run as a program: one rank of several, which makes the checks of `parallel_checks` in order.
+"""Run as a program: several ranks, which make the checks of `parallel_checks` in order.
 
-``python parallel_world.py RANK RANKS FOLDER DEVICE`` writes
+``python parallel_world.py RANKS FOLDER DEVICE`` writes, of each rank,
 ``FOLDER/rank<RANK>of<RANKS>_<DEVICE>.json``: the names of the checks made, with null or a
-traceback. The first failure ends the rank, because the others may now wait for it.
+traceback. The first failure ends the rank, because the others may now wait for it. Ranks are forks
+of a process that has imported everything: imports take longer than all checks.
 """
 
 import copy
 import json
+import multiprocessing
 import sys
+import time
 import traceback
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,6 +26,9 @@ from flan_moe.routing import RouterConfig, build_router
 D_MODEL, D_FF = 6, 10
 TOKENS = (5, 0, 7, 3)
 """Of each rank."""
+
+SECONDS = 180
+"""After that, ranks that still run are ended."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +98,7 @@ def whole(parameter):
     return parameter.grad.full_tensor()
 
 
-def main(rank, ranks, folder, device):
-    import parallel_checks
-
+def run_rank(rank, ranks, folder, device, checks):
     torch.set_num_threads(1)
     if device == "cuda":
         torch.cuda.set_device(rank)
@@ -108,7 +112,7 @@ def main(rank, ranks, folder, device):
     mesh = init_device_mesh(device, (ranks,), mesh_dim_names=("expert",))
     world = World(rank, ranks, mesh["expert"], folder, device)
     outcomes = {}
-    for check in parallel_checks.CHECKS[device, ranks]:
+    for check in checks:
         try:
             check(world)
         except Exception:
@@ -121,5 +125,26 @@ def main(rank, ranks, folder, device):
         distributed.destroy_process_group()  # its threads must not outlive the interpreter
 
 
+def main(ranks, folder, device):
+    from parallel_checks import CHECKS
+
+    fork = multiprocessing.get_context("fork")
+    processes = [
+        fork.Process(target=run_rank, args=(rank, ranks, folder, device, CHECKS[device, ranks]))
+        for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    end = time.monotonic() + SECONDS
+    for process in processes:
+        process.join(max(0.0, end - time.monotonic()))
+    for rank, process in enumerate(processes):
+        if process.exitcode != 0:
+            print(f"rank {rank}:", process.exitcode or f"ended after {SECONDS} seconds")
+            process.kill()
+            process.join()
+    return int(any(process.exitcode for process in processes))
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
+    sys.exit(main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]))

@@ -10,7 +10,7 @@ from flan_moe.experts import choice
 def pretend(monkeypatch):
     def pretend(*, capability, triton):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-        choice._has_triton.cache_clear()
+        choice._triton_version.cache_clear()
 
         def version(name):
             if triton is None:
@@ -20,7 +20,7 @@ def pretend(monkeypatch):
         monkeypatch.setattr(choice.metadata, "version", version)
 
     yield pretend
-    choice._has_triton.cache_clear()
+    choice._triton_version.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,8 @@ def pretend(monkeypatch):
         ("cuda", torch.float16, (8, 0), "3.10.1", "triton"),
         ("cuda", torch.bfloat16, (9, 0), "3.2.0", "grouped"),
         ("cuda", torch.bfloat16, (9, 0), None, "grouped"),
+        ("cuda", torch.bfloat16, (12, 0), "3.3.0", "grouped"),
+        ("cuda", torch.bfloat16, (12, 0), "3.9.0", "triton"),
         ("cuda", torch.float16, (7, 5), "3.3.0", "grouped"),
         ("cuda", torch.float32, (9, 0), "3.3.0", "grouped"),
         ("cuda", torch.float64, (9, 0), "3.3.0", "grouped"),

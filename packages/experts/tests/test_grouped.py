@@ -115,39 +115,68 @@ def test_float32_equals_float64_reference(router, activation, dropout, biases, t
     assert_relative(ours, exact, 2e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_bfloat16_is_within_its_rounding_of_float64(activation):
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_sixteen_bits_are_within_their_rounding_of_float64(dtype, activation, dropout):
     torch.manual_seed(0)
-    x_TD, dy_TD = torch.randn(2, 70, D_MODEL).bfloat16().unbind()
-    weights = make_weights(activation, torch.bfloat16)
+    x_TD, dy_TD = torch.randn(2, 70, D_MODEL).to(dtype).unbind()
+    weights = make_weights(activation, dtype)
     routing = make_routing(ROUTERS["top-3"], x_TD)
-    exact = in_float64(x_TD, routing, weights, dy_TD, activation=activation)
-    ours = forward_and_gradients(
-        x_TD, routing, weights, dy_TD, activation=activation, backend="grouped"
-    )
+    options = {"activation": activation, "dropout": dropout, "training": True}
+    torch.manual_seed(5)
+    exact = in_float64(x_TD, routing, weights, dy_TD, **options)
+    torch.manual_seed(5)
+    ours = forward_and_gradients(x_TD, routing, weights, dy_TD, backend="grouped", **options)
     assert {name: value.dtype for name, value in ours.items()} == {
-        "y": torch.bfloat16,
-        "dx": torch.bfloat16,
-        "dwi": torch.bfloat16,
-        "dwo": torch.bfloat16,
+        "y": dtype,
+        "dx": dtype,
+        "dwi": dtype,
+        "dwo": dtype,
         "dweight": torch.float32,
     }
     assert_relative(ours, exact, 2e-2)
 
 
 @pytest.mark.parametrize("backend", ["reference", "grouped"])
-def test_autocast_multiplies_in_bfloat16_and_returns_the_dtype_of_x(backend):
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_autocast_multiplies_in_bfloat16_and_returns_the_dtype_of_x(backend, dropout):
     torch.manual_seed(0)
     x_TD, dy_TD = torch.randn(2, 70, D_MODEL).unbind()
     weights, routing = make_weights("geglu"), make_routing(ROUTERS["top-3"], x_TD)
+    options = {"activation": "geglu", "dropout": dropout, "training": True}
+    torch.manual_seed(5)
+    exact = in_float64(x_TD, routing, weights, dy_TD, **options)
+    torch.manual_seed(5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = forward_and_gradients(x_TD, routing, weights, dy_TD, backend=backend, **options)
+    assert all(value.dtype == torch.float32 for value in ours.values())
+    assert_relative(ours, exact, 2e-2)
+    assert (ours["y"].double() - exact["y"]).norm() > 1e-4 * exact["y"].norm()  # did round
+
+
+@pytest.mark.parametrize("backend", ["reference", "grouped"])
+@pytest.mark.parametrize(
+    ("x_dtype", "weight_dtype"),
+    [
+        (torch.float32, torch.bfloat16),
+        (torch.float64, torch.float32),
+        (torch.float32, torch.float64),
+    ],
+)
+def test_autocast_takes_weights_of_another_dtype(backend, x_dtype, weight_dtype):
+    torch.manual_seed(0)
+    x_TD, dy_TD = torch.randn(2, 70, D_MODEL, dtype=x_dtype).unbind()
+    weights = make_weights("geglu", weight_dtype, biases=True)
+    routing = make_routing(ROUTERS["top-3"], x_TD.float())
     exact = in_float64(x_TD, routing, weights, dy_TD, activation="geglu")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ours = forward_and_gradients(
             x_TD, routing, weights, dy_TD, activation="geglu", backend=backend
         )
-    assert all(value.dtype == torch.float32 for value in ours.values())
+    assert ours["y"].dtype == ours["dx"].dtype == x_dtype
+    assert ours["dwi"].dtype == weight_dtype
     assert_relative(ours, exact, 2e-2)
-    assert (ours["y"].double() - exact["y"]).norm() > 1e-4 * exact["y"].norm()  # did round
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,25 @@ def test_equals_the_products_one_by_one(activation, dropout, padding):
 
 
 @needs_grouped_mm
+@pytest.mark.parametrize("padding", [0, 9, 200])
+def test_the_last_sum_ends_where_torch_ends_it_on_a_gpu(padding, monkeypatch):
+    """At the last row, whatever the last offset says; on CPU that depends on the dtype."""
+    sums, embedding_bag = [], F.embedding_bag
+
+    def ends_at_the_last_row(indices, values, offsets, **options):
+        sums.append(len(indices))
+        assert int(offsets[-1]) == len(indices)
+        return embedding_bag(indices, values, offsets, **options)
+
+    inputs = case("geglu", padding=padding)
+    expected = run(grouped, inputs)
+    monkeypatch.setattr(F, "embedding_bag", ends_at_the_last_row)
+    for ours, theirs in zip(run(grouped_mm, inputs), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert sums == [len(inputs[3])] * 4  # y, dbo, dbi, dx
+
+
+@needs_grouped_mm
 @pytest.mark.parametrize("accumulate", [True, False])
 def test_buffers_receive_the_weight_gradients(accumulate):
     inputs = case("geglu")

@@ -103,6 +103,15 @@ def test_the_shipped_table_has_an_answer_for_everything():
                     assert not (found.tma and capability < 90)
 
 
+def test_a_desktop_device_newer_than_hopper_gets_no_datacenter_tiles():
+    """Compute capability 12.0 has 99 KiB of shared memory, as 8.9, where 9.0 has 227."""
+    for kernel in KERNELS:
+        for rows_per_expert in BUCKETS:
+            shape = replace(SHAPE, kernel=kernel, rows_per_expert=rows_per_expert)
+            ada, blackwell = (replace(shape, capability=number) for number in (89, 120))
+            assert shipped_table().choose(blackwell) == shipped_table().choose(ada)
+
+
 def test_few_rows_get_small_tiles():
     dtypes = {"dtype": torch.bfloat16, "weight_dtype": torch.bfloat16}
     sizes = {"capability": 90, "width": 1024, "hidden": 2816, **dtypes}

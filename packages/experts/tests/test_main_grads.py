@@ -1,5 +1,7 @@
 """Lasting gradient buffers hold what autograd would have returned, and nothing is lost."""
 
+import copy
+
 import pytest
 import torch
 
@@ -85,6 +87,71 @@ def test_a_buffer_that_is_no_longer_the_gradient_is_an_error():
         layer(batches()[0, 0])  # no gradient, nothing to lose
 
 
+def copied(layer):
+    return copy.deepcopy(layer)
+
+
+def loaded_by_assignment(layer):
+    layer.load_state_dict(copy.deepcopy(layer.state_dict()), assign=True)
+    return layer
+
+
+def with_weights_that_another_layer_reserved(layer):
+    other = copy.deepcopy(layer)
+    other.experts.wi, other.experts.wo = layer.experts.wi, layer.experts.wo
+    other.experts.reserve_gradients(accumulate=True)
+    return layer
+
+
+@pytest.mark.parametrize(
+    "change", [copied, loaded_by_assignment, with_weights_that_another_layer_reserved]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_lost_their_buffer_are_an_error(change, dtype):
+    # In bfloat16 there is no .grad to look at: an optimizer reads main_grad.
+    layer = make_layer().to(dtype)
+    layer.experts.reserve_gradients(accumulate=True)
+    x_TD = batches()[0, 0].to(dtype)
+    with pytest.raises(RuntimeError, match=r"wi\.main_grad is not the buffer.*reserve again"):
+        change(layer)(x_TD)
+
+
+def test_substituted_weights_are_an_error():
+    layer = make_layer().bfloat16()
+    layer.experts.reserve_gradients(accumulate=True)
+    others = {n: p.detach().clone().requires_grad_() for n, p in layer.named_parameters()}
+    with pytest.raises(RuntimeError, match=r"wi\.main_grad is not the buffer"):
+        torch.func.functional_call(layer, others, (batches()[0, 0].bfloat16(),))
+
+
+def test_a_frozen_weight_stays_as_it_is_under_weight_decay():
+    layer = make_layer()
+    layer.experts.wi.requires_grad_(False)
+    layer.experts.reserve_gradients(accumulate=False)
+    before = [w.detach().clone() for w in (layer.experts.wi, layer.experts.wo)]
+    layer(batches()[0, 0])[0].sum().backward()
+    torch.optim.AdamW(layer.parameters(), weight_decay=0.5).step()
+    assert torch.equal(layer.experts.wi, before[0])
+    assert not torch.equal(layer.experts.wo, before[1])
+    assert layer.experts.wi.grad is None
+
+
+@pytest.mark.parametrize("accumulate", [True, False])
+def test_a_compiled_layer_writes_into_the_buffers(accumulate):
+    plain, reserved = make_layer(), make_layer()
+    reserved.experts.reserve_gradients(accumulate=accumulate)
+    compiled = torch.compile(lambda x: reserved(x)[0], fullgraph=True, backend="aot_eager")
+    for x_TD, dy_TD in batches():
+        if not accumulate:
+            plain.zero_grad()
+        plain(x_TD)[0].backward(dy_TD)
+        compiled(x_TD).backward(dy_TD)
+    for name in ("wi", "wo"):
+        weight = getattr(reserved.experts, name)
+        assert weight.grad is weight.main_grad
+        torch.testing.assert_close(weight.grad, getattr(plain.experts, name).grad)
+
+
 def test_buffers_that_do_not_fit_are_refused():
     layer = make_layer()
     x_TD = batches()[0, 0]
@@ -92,6 +159,9 @@ def test_buffers_that_do_not_fit_are_refused():
     options = {"activation": "geglu"}
     with pytest.raises(ValueError, match=r"main_grads.wi_EDH: expected \(6, 8, 24\) torch.float32"):
         expert_ffn(x_TD, routing, ExpertWeights(wi, wo), main_grads=MainGrads(wo, None), **options)
+    shared = torch.zeros(1, 1, 1).expand_as(wi)
+    with pytest.raises(ValueError, match=r"wi_EDH: expected memory of its own"):
+        expert_ffn(x_TD, routing, ExpertWeights(wi, wo), main_grads=MainGrads(shared), **options)
     with pytest.raises(ValueError, match="'reference' returns its gradients"):
         expert_ffn(
             x_TD,

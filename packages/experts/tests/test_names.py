@@ -103,8 +103,12 @@ def test_stacked_names_stay_the_default_and_load_everywhere():
             lambda s: s.update({"expert_0.wo.bias": torch.zeros(D_MODEL)}),
             "missing expert_0.wi_0.bias, expert_0.wi_1.bias.* and 4 more",
         ),
+        (
+            lambda s: s.update({"wo": torch.zeros(EXPERTS, D_FF, D_MODEL)}),
+            r"expert_\*: there is wo as well",
+        ),
     ],
-    ids=["a matrix is missing", "an expert too many", "not gated", "one bias"],
+    ids=["a matrix is missing", "an expert too many", "not gated", "one bias", "both names"],
 )  # fmt: skip
 def test_what_does_not_fit_is_named(change, message):
     experts = make_experts("geglu", state_names="per_expert")

@@ -4,6 +4,8 @@ import dataclasses
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -83,6 +85,26 @@ def test_backward_passes_opcheck(activation, main, wanted):
     )
 
 
+def test_results_have_the_strides_that_the_compiler_expects_even_of_transposed_inputs():
+    # Inductor asserts them; opcheck does not look.
+    inputs = list(operator_inputs("geglu", biases=True, dropout=False, requires_grad=False))
+    for i, tensor in enumerate(inputs[:5]):
+        inputs[i] = tensor.mT.contiguous().mT
+    assert not any(tensor.is_contiguous() for tensor in inputs[:5])
+    inputs[5] = inputs[5].repeat_interleave(2)[::2]
+
+    def strides(to_tensor=lambda tensor: tensor):
+        here = [to_tensor(i) if isinstance(i, torch.Tensor) else i for i in inputs]
+        y_TD, kept = expert_ffn_forward(*here, True)
+        dy_TD = torch.empty_like(here[0])
+        gradients = expert_ffn_backward(dy_TD, kept, *here, [True] * 6)
+        return [tensor.stride() for tensor in (y_TD, kept, *gradients)]
+
+    with FakeTensorMode() as mode:
+        expected = strides(mode.from_tensor)
+    assert strides() == expected
+
+
 def forward_and_gradients(layer, x_TD, run):
     layer.zero_grad()
     x_TD = x_TD.detach().requires_grad_()
@@ -141,8 +163,6 @@ def test_checkpointing_recomputes_the_same_bits(activation):
 
 
 def test_fake_tensors_pass_without_data():
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     inputs = operator_inputs("geglu", biases=True, dropout=True, requires_grad=False)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = [mode.from_tensor(i) if isinstance(i, torch.Tensor) else i for i in inputs]
@@ -183,7 +203,8 @@ def test_the_scale_multiplies_an_experts_output_and_is_trained():
         layer.experts.scale.fill_(3.0)
     torch.testing.assert_close(layer(x_TD)[0], 3.0 * plain)
     layer(x_TD)[0].sum().backward()
-    assert layer.experts.scale.grad.isfinite().all()
+    gradient_E = layer.experts.scale.grad.clone()
+    layer.zero_grad()
     routing = layer.router(x_TD)
     padded = dataclasses.replace(
         routing, row_weight_R=torch.cat([routing.row_weight_R, torch.full((3,), float("nan"))])
@@ -194,9 +215,55 @@ def test_the_scale_multiplies_an_experts_output_and_is_trained():
         row_token_R=torch.cat([routing.row_token_R, tail]),
         token_row_R=torch.cat([routing.token_row_R, tail]),
     )
-    torch.testing.assert_close(layer.experts(x_TD, padded), 3.0 * plain)
-    with pytest.raises(ValueError, match=r"scale of shape \(3,\): expected \(4,\)"):
-        expert_ffn(x_TD, routing, layer.experts.weights, activation="geglu", scale_E=torch.ones(3))
+    y_TD = layer.experts(x_TD, padded)
+    torch.testing.assert_close(y_TD, 3.0 * plain)
+    y_TD.sum().backward()
+    torch.testing.assert_close(layer.experts.scale.grad, gradient_E)
+    assert layer.router.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("scale_E", "message"),
+    [
+        (torch.ones(3), r"scale of shape \(3,\): expected \(4,\)"),
+        (torch.ones(4, device="meta"), "expected floating point on cpu, got torch.float32 on meta"),
+        (torch.ones(4, dtype=torch.int64), "floating point on cpu, got torch.int64 on cpu"),
+    ],
+)
+def test_a_scale_that_does_not_fit_is_refused(scale_E, message):
+    layer = make_layer()
+    x_TD = torch.randn(TOKENS, D_MODEL)
+    with pytest.raises(ValueError, match=message):
+        expert_ffn(
+            x_TD,
+            layer.router(x_TD),
+            layer.experts.weights,
+            activation="geglu",
+            scale_E=scale_E,
+        )
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_forward_mode_and_second_derivatives_are_refused(frozen):
+    layer = make_layer().requires_grad_(not frozen)
+    x_TD = torch.randn(TOKENS, D_MODEL)
+    with torch.no_grad():
+        routing = layer.router(x_TD)
+    with pytest.raises(NotImplementedError, match="no forward-mode differentiation"):
+        torch.func.jvp(lambda x: layer.experts(x, routing), (x_TD,), (torch.ones_like(x_TD),))
+    with forward_ad.dual_level():
+        dual_TD = forward_ad.make_dual(x_TD, torch.ones_like(x_TD))
+        with pytest.raises(NotImplementedError, match="no forward-mode differentiation"):
+            layer.experts(dual_TD, routing)
+        layer.experts.backend = "reference"
+        assert forward_ad.unpack_dual(layer.experts(dual_TD, routing)).tangent.norm() > 0
+        layer.experts.backend = "grouped"
+    x_TD.requires_grad_()
+    (gradient,) = torch.autograd.grad(
+        layer.experts(x_TD, routing).sin().sum(), x_TD, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        gradient.square().sum().backward()
 
 
 @pytest.mark.parametrize("frozen", [(), ("wi", "wo")])

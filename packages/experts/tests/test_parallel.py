@@ -1,6 +1,6 @@
 """Expert parallelism, on real processes: gloo on CPU, NCCL where there are two GPUs.
 
-The ranks of one size start once and make all their checks (`parallel_checks`); a test here says
+The ranks of one number start once and make all their checks (`parallel_checks`); a test here says
 how one of them ended.
 """
 
@@ -14,34 +14,25 @@ import torch
 from torch.distributed import checkpoint
 
 from flan_moe.experts import Experts
-from flan_moe.experts.parallel import owned_experts
+from flan_moe.experts.parallel import clip_gradients, owned_experts
 
 PROGRAM = Path(__file__).with_name("parallel_world.py")
 
 
 def run_ranks(ranks, folder, device="cpu"):
     """The name of every check and how it ended: "", or what went wrong on the ranks."""
-    logs = [folder / f"rank{rank}of{ranks}_{device}.log" for rank in range(ranks)]
-    processes = []
-    try:
-        for rank, log in enumerate(logs):
-            command = [sys.executable, PROGRAM, str(rank), str(ranks), folder, device]
-            with log.open("w") as out:
-                processes.append(subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT))
-        for process in processes:
-            process.wait(timeout=180)
-    finally:
-        for process in processes:
-            process.kill()
+    command = [sys.executable, PROGRAM, str(ranks), folder, device]
+    world = subprocess.run(command, capture_output=True, text=True)
+    said = world.stdout + world.stderr
     outcomes = {}
-    for rank, (process, log) in enumerate(zip(processes, logs, strict=True)):
+    for rank in range(ranks):
         report = folder / f"rank{rank}of{ranks}_{device}.json"
-        assert report.exists(), f"rank {rank} died:\n{log.read_text()}"
+        assert report.exists(), f"rank {rank} died:\n{said}"
         for name, failure in json.loads(report.read_text()).items():
             outcomes[name] = outcomes.get(name, "")
             if failure:
                 outcomes[name] += f"\nrank {rank}: {failure}"
-        assert process.returncode == 0, f"rank {rank} ended badly:\n{log.read_text()}"
+    assert world.returncode == 0, f"a rank ended badly:\n{said}"
     return outcomes
 
 
@@ -102,6 +93,7 @@ def test_on_four_ranks(check, four):
         "what_does_not_fit_is_named_by_parallel_expert_ffn",
         "two_ranks_load_what_four_saved",
         "a_layer_on_the_meta_device_is_made_in_shards",
+        "weights_that_layers_share_stay_shared",
     ],
 )
 def test_on_two_ranks(check, two):
@@ -137,6 +129,13 @@ def test_experts_that_are_not_sharded_need_no_distribution():
     script = "import sys, flan_moe.experts; assert 'torch.distributed.tensor' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)
     assert Experts(4, 8, 8).parallel is None
+
+
+def test_a_single_parameter_is_clipped_whole():
+    parameter = torch.nn.Parameter(torch.ones(2))
+    parameter.grad = torch.tensor([3.0, 4.0])
+    assert clip_gradients(parameter, 1.0) == 5.0
+    torch.testing.assert_close(parameter.grad, torch.tensor([0.6, 0.8]))
 
 
 @pytest.mark.gpu

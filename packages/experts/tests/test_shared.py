@@ -1,5 +1,7 @@
 """Shared experts: a dense network beside the routed ones."""
 
+import pickle
+
 import pytest
 import torch
 
@@ -90,3 +92,15 @@ def test_what_does_not_fit_is_refused():
         SharedExperts(D_MODEL, 0)
     with pytest.raises(ValueError, match="dropout=2"):
         SharedExperts(D_MODEL, D_FF, dropout=2)
+
+
+def test_a_layer_with_shared_experts_can_be_pickled():
+    # As `torch.save(module)` and the start of worker processes do.
+    torch.manual_seed(0)
+    layer = SparseFeedForward(
+        build_router(RouterConfig(num_experts=4), D_MODEL),
+        Experts(4, D_MODEL, D_FF),
+        SharedExperts(D_MODEL, D_FF, gated_output=True),
+    )
+    x_TD = torch.randn(TOKENS, D_MODEL)
+    assert torch.equal(pickle.loads(pickle.dumps(layer))(x_TD)[0], layer(x_TD)[0])

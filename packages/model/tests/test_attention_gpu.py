@@ -41,6 +41,35 @@ def test_xformers_equals_sdpa(dtype, length, key_length, masked, d_kv):
         torch.testing.assert_close(x, y, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("length", [1, 6])
+def test_a_mask_of_keys_alone_is_spread_over_heads_and_queries(dtype, length):
+    """Cross-attention: no position bias, strides of 0 in two dimensions."""
+    pytest.importorskip("xformers")
+    torch.manual_seed(0)
+    shape = {"device": "cuda", "dtype": dtype}
+    q = torch.randn(3, 2, length, 64, **shape) * 0.3
+    k, v = (torch.randn(3, 2, 11, 64, **shape) * 0.3 for _ in range(2))
+    allowed = torch.rand(3, 1, 1, 11, device="cuda") > 0.3
+    allowed[..., 0] = True
+    results = []
+    for backend in ("sdpa", "xformers"):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        bias = attention_bias(None, allowed, leaves[0])
+        out = attend(leaves[0], KeysAndValues(*leaves[1:]), bias, backend=backend)
+        out.square().sum().backward()
+        results.append([out.detach(), *(leaf.grad for leaf in leaves)])
+    for x, y in zip(*results, strict=True):
+        torch.testing.assert_close(x, y, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+def test_float64_falls_to_sdpa_which_has_a_kernel_for_it():
+    q, k, v = (torch.randn(1, 2, 3, 8, device="cuda", dtype=torch.float64) for _ in range(3))
+    found = attend(q, KeysAndValues(k, v), None)
+    expected = attend(q.cpu(), KeysAndValues(k.cpu(), v.cpu()), None)
+    torch.testing.assert_close(found.cpu(), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_model_loss_and_gradients_agree(sparse_model, batch, dtype):
     pytest.importorskip("xformers")

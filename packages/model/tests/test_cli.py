@@ -37,8 +37,10 @@ def printed_examples():
 
 
 @pytest.mark.parametrize("example", printed_examples())
-def test_the_examples_of_help_work_as_printed(example, model_dir, capsys):
-    command = shlex.split(example.replace("$MODEL_DIR", str(model_dir)))
+def test_the_examples_of_help_work_as_printed(example, model_dir, t5_dir, tmp_path, capsys):
+    for name, path in (("MODEL", model_dir), ("T5", t5_dir), ("NEW", tmp_path / "new")):
+        example = example.replace(f"${name}_DIR", str(path))
+    command = shlex.split(example)
     assert command[0] == "flan-moe-model"
     assert main(command[1:]) == 0
     assert capsys.readouterr().out.strip()
@@ -60,6 +62,47 @@ def test_info_prints_counts_and_costs(capsys):
     assert "619,339,008" in out
 
 
+def rows(out, title):
+    """The cells of the rows of a printed table that start with a title, thousands unseparated."""
+    lines = [line.strip().replace(",", "") for line in out.splitlines()]
+    return [line.removeprefix(title).split() for line in lines if line.startswith(f"{title} ")]
+
+
+def test_info_prints_costs_as_published_and_memory(capsys):
+    assert main(["info", "flan-st-32b", "--encoder-length", "2048"]) == 0
+    out = capsys.readouterr().out
+    assert "64 experts, top-2, in layers 3, 7, 11, 15, 19, 23, each before a dense network" in out
+    assert rows(out, "total")[0] == ["269104613376"]
+    assert rows(out, "router") == [["3932160"]]
+    (costs,) = rows(out, "layers' weights (1)")
+    assert [f"{float(cost):.1f}" for cost in costs] == ["30.7", "38.8", "34.7"]
+    weights = 269_104_613_376 * 4 / 2**30
+    adamw, adafactor = rows(out, "AdamW")[0], rows(out, "Adafactor")[0]
+    assert [float(x) for x in adamw] == pytest.approx([k * weights for k in (1, 1, 2, 4)], abs=0.5)
+    assert float(adafactor[2]) < 1 < float(adamw[2])
+    assert float(rows(out, "float32")[0][0]) == pytest.approx(weights, abs=0.5)
+    bfloat16 = [float(x) for x in rows(out, "bfloat16")[0]]
+    cache = 24 * 2 * (2048 + 128) * 64 * 128 * 2 / 2**30
+    assert bfloat16 == pytest.approx([weights / 2, cache], rel=1e-3)
+
+
+def test_info_of_the_largest_model_takes_no_memory_and_imports_no_model():
+    """Neither the modelling code of transformers nor the compiler of torch: seconds each."""
+    code = (
+        "import resource, sys, torch, transformers.configuration_utils, flan_moe.model.config\n"
+        "from flan_moe.model.cli import main\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "assert main(['info', 'flan-switch-xxl']) == 0\n"
+        "grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before\n"
+        "assert grown < 200_000, f'{grown} KiB'\n"
+        "for name in ('transformers.modeling_utils', 'torch._dynamo'):\n"
+        "    assert name not in sys.modules, name\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "394,675,073,024" in done.stdout
+
+
 def test_info_reads_a_saved_config(tmp_path, capsys):
     FlanMoEConfig(num_layers=2).save_pretrained(tmp_path)
     assert main(["info", str(tmp_path)]) == 0
@@ -69,7 +112,9 @@ def test_info_reads_a_saved_config(tmp_path, capsys):
 def test_info_lists_all_presets(capsys):
     assert main(["info"]) == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in PRESETS)
+    for name in PRESETS:
+        assert f"\n{name} " in out
+    assert "flan-st-32b          269,104,613,376 34,733,459,456    3,932,160  30.7062" in out
 
 
 def test_generate_answers_each_text_and_repeats_itself(model_dir, capsys):

@@ -17,6 +17,7 @@ TOP_2 = {"name": "top_k", "num_experts": 4, "top_k": 2}
         {"dense_ff_widths": {"encoder": [1, 2], "decoder": [3, 4]}, "num_layers": 2},
         {"expert_dropout_rate": 0.2, "sparse_every": 0, "pad_token_id": 3},
         {"encoder_router": RouterConfig(name="switch", capacity_factor=None)},
+        {"decoder_router": TOP_2, "extra_feed_forward": True, "expert_d_ff": 7},
     ],
 )
 def test_round_trips(values, tmp_path):
@@ -46,6 +47,24 @@ def test_a_config_written_by_the_other_transformers_generation_loads():
         "d_model": 64,
     }
     assert FlanMoEConfig.from_dict(written).d_model == 64
+
+
+def test_a_config_from_before_extra_networks_has_none():
+    written = FlanMoEConfig(encoder_router=TOP_2).to_dict()
+    del written["extra_feed_forward"]
+    assert FlanMoEConfig.from_dict(written).extra_feed_forward is False
+
+
+def test_experts_may_have_a_width_of_their_own():
+    config = FlanMoEConfig(d_ff=96, sparse_every=4, encoder_router=TOP_2, expert_d_ff=24)
+    assert [config.ff_width("encoder", i) for i in range(4)] == [96, 96, 96, 24]
+    assert {config.ff_width("decoder", i) for i in range(8)} == {96}
+
+
+def test_extra_networks_are_where_a_stack_is_sparse():
+    config = FlanMoEConfig(sparse_every=4, encoder_router=TOP_2, extra_feed_forward=True)
+    assert [i for i in range(8) if config.has_extra_feed_forward("encoder", i)] == [3, 7]
+    assert not any(config.has_extra_feed_forward("decoder", i) for i in range(8))
 
 
 def test_sparse_layers_follow_the_mixed_layout():
@@ -87,6 +106,10 @@ def test_the_cache_is_sized_by_the_decoder():
         ({"activation": ["relu"]}, "activation=['relu']: expected one of 'relu', 'relu2'"),
         ({"activation": "mish"}, "activation='mish': expected one of 'relu', 'relu2'"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings=1: expected true or false"),
+        ({"expert_d_ff": 8}, "expert_d_ff=8: expected None unless a router makes"),
+        ({"expert_d_ff": 0, "encoder_router": TOP_2}, "expert_d_ff=0: expected an integer of"),
+        ({"extra_feed_forward": 2048}, "extra_feed_forward=2048: expected true or false"),
+        ({"extra_feed_forward": True}, "extra_feed_forward=True: expected false unless a router"),
         ({"vocab_size": 10, "eos_token_id": 10}, "eos_token_id=10: expected a token id below"),
         ({"relative_attention_num_buckets": 6}, "relative_attention_num_buckets=6: expected a mul"),
         ({"relative_attention_max_distance": 16}, "max_distance=16: expected more than half of"),

@@ -21,6 +21,64 @@ def test_logits_and_loss_equal_t5(t5_pair, batch, gated, tied):
     torch.testing.assert_close(mine.loss, theirs.loss, atol=1e-5, rtol=1e-5)
 
 
+def test_logits_of_the_flan_t5_shape(t5_pair, batch):
+    """Six heads of 64 on a width of 512 (small), 8 encoder and 8 decoder layers at a small V."""
+    shape = {"d_model": 512, "d_kv": 64, "num_heads": 6, "d_ff": 1024, "num_layers": 8}
+    t5, ours = t5_pair(gated=True, tied=False, num_decoder_layers=8, **shape)
+    with torch.no_grad():
+        # As after training, scores of a few units: T5's own initial ones are of 500.
+        for model in (t5, ours):
+            for name, weight in model.named_parameters():
+                if ".q." in name:
+                    weight.mul_(0.1)
+        theirs, mine = t5(**batch), ours(**batch)
+    counted = batch["labels"] != -100
+    scale = theirs.logits[counted].abs().max()
+    torch.testing.assert_close(
+        mine.logits[counted] / scale, theirs.logits[counted] / scale, atol=1e-5, rtol=0
+    )
+
+
+def test_packed_rows_equal_what_t5_makes_of_each_sequence_alone(t5_pair):
+    t5, ours = t5_pair(gated=True, tied=False)
+    generator = torch.Generator().manual_seed(3)
+    lengths = [(5, 3), (4, 6), (7, 2)]
+    pairs = [
+        [torch.randint(2, 61, (length,), generator=generator) for length in pair]
+        for pair in lengths
+    ]
+    sources, targets = zip(*pairs, strict=True)
+    number = torch.arange(1, len(pairs) + 1)
+    sides = [torch.tensor(side) for side in zip(*lengths, strict=True)]
+    with torch.no_grad():
+        packed = ours(
+            input_ids=torch.cat(sources)[None],
+            labels=torch.cat(targets)[None],
+            encoder_segments=number.repeat_interleave(sides[0])[None],
+            decoder_segments=number.repeat_interleave(sides[1])[None],
+        )
+        alone = [t5(input_ids=x[None], labels=y[None]).logits[0] for x, y in pairs]
+    torch.testing.assert_close(packed.logits[0], torch.cat(alone), atol=1e-5, rtol=1e-5)
+
+
+def test_cached_steps_equal_t5_at_every_step(t5_pair, batch):
+    t5, ours = t5_pair(gated=True, tied=False)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    ids = torch.randint(2, 61, (3, 6), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        whole = t5(**inputs, decoder_input_ids=ids).logits
+        cache = None
+        for step in range(ids.shape[1]):
+            output = ours(
+                **inputs,
+                decoder_input_ids=ids[:, step : step + 1],
+                past_key_values=cache,
+                use_cache=True,
+            )
+            cache = output.past_key_values
+            torch.testing.assert_close(output.logits[:, 0], whole[:, step], atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 def test_padding_on_either_side_of_both_inputs(t5_pair, batch, padding_side):
     t5, ours = t5_pair(gated=True, tied=False)

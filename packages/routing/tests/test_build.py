@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from flan_moe.routing import build_routing
+from flan_moe.routing import build, build_routing
 from flan_moe.routing.order import group_offsets, narrowest_dtype, stable_order
 
 INDEX = ("row_token_R", "row_weight_R", "expert_offsets", "token_offsets", "token_row_R")
@@ -89,6 +89,27 @@ def test_rows_are_in_lexical_order(tokens, experts, choices, keep, shuffled, tri
     assert ((routing.row_token_R >= 0) & (routing.row_token_R < tokens)).all()
     loads = np.bincount(expert, minlength=experts)
     assert np.array_equal(routing.expert_offsets.numpy(), np.concatenate([[0], loads.cumsum()]))
+
+
+@pytest.mark.parametrize("shuffled", [True, False])
+@pytest.mark.parametrize("keep", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize(("tokens", "experts", "choices"), [(0, 3, 1), (1, 8, 2), (8, 256, 4)])
+def test_a_few_assignments_are_indexed_as_many_are(
+    tokens, experts, choices, keep, shuffled, monkeypatch
+):
+    case = random_list(
+        tokens=tokens, experts=experts, choices=choices, keep=keep, shuffled=shuffled
+    )
+    few = build_routing(**case)
+    few.validate()
+    monkeypatch.setattr(build, "_index_few_rows", None)  # whoever calls it now fails
+    monkeypatch.setattr(build, "_FEW_ASSIGNMENTS", -1)
+    many = build_routing(**case)
+    for name in INDEX:
+        assert getattr(few, name).dtype == getattr(many, name).dtype
+        assert torch.equal(getattr(few, name), getattr(many, name)), name
+    for name, value in many.stats.items():
+        assert torch.equal(few.stats[name], value), name
 
 
 @pytest.mark.parametrize("trim", [True, False])

@@ -12,8 +12,8 @@ from flan_moe.routing import ROUTER_NAMES, build_routing
 @pytest.mark.parametrize("name", ROUTER_NAMES)
 def test_the_host_reads_one_number_which_is_the_trimming_on_cpu(name, monkeypatch):
     router = make_router(name)
-    x_TD = torch.randn(32, D_MODEL)
-    ids_T = torch.zeros(32, dtype=torch.long)
+    x_TD = torch.randn(48, D_MODEL)  # fewer would be listed in Python, on the CPU only
+    ids_T = torch.zeros(48, dtype=torch.long)
     monkeypatch.setattr(router_module, "check_inputs", lambda *arguments: None)  # reads on CPU only
     with HostReads() as reads:
         router(x_TD, token_id_T=ids_T, sequence_T=ids_T)

@@ -80,7 +80,8 @@ class MainGrads(NamedTuple):
 class Gradients(NamedTuple):
     """One gradient for each of `Wanted`, in its dtype; None where not wanted or written elsewhere.
 
-    ``row_weight_R`` is zero past the true row count.
+    They are contiguous, whatever the strides of what they are the gradient of. ``row_weight_R`` is
+    zero past the true row count.
     """
 
     x_TD: Tensor | None

@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from flan_moe.experts.activations import Activation, get_activation
 from flan_moe.experts.backend import MainGrads
@@ -59,6 +61,7 @@ def expert_ffn(
 
     Raises:
         ValueError: if shapes, dtypes, devices or options do not fit together.
+        NotImplementedError: under forward-mode differentiation, except by ``"reference"``.
     """
     act = get_activation(activation)
     check_backend(backend)
@@ -77,11 +80,12 @@ def expert_ffn(
     if backend == "reference":
         if main_grads is not None:
             raise ValueError("main_grads: backend 'reference' returns its gradients to autograd")
-        return reference_ffn(x_TD, routing, weights, act, draw)
+        return reference_ffn(x_TD, routing, weights, act, draw, matmul_dtype)
     if main_grads is None:
         main_grads = MainGrads()
     _check_main_grads(main_grads, weights)
     inputs = (x_TD, *weights, routing.row_weight_R)
+    _refuse_forward_mode(inputs)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     # Without gradients and tracing the operator would add nothing but its dispatch.
     plain = not keep and type(x_TD) is Tensor and not torch.compiler.is_compiling()
@@ -117,15 +121,23 @@ def check_dropout(dropout: float) -> None:
 
 def _scaled(routing: Routing, scale_E: Tensor) -> Routing:
     """The routing with each row's weight times its expert's factor, without a host read."""
-    if scale_E.shape != (routing.num_experts,):
+    weight_R, ends_E = routing.row_weight_R, routing.expert_offsets[1:]
+    if scale_E.shape != ends_E.shape:
+        raise ValueError(f"scale of shape {tuple(scale_E.shape)}: expected {tuple(ends_E.shape)}")
+    if scale_E.device != weight_R.device or not scale_E.is_floating_point():
         raise ValueError(
-            f"scale of shape {tuple(scale_E.shape)}: expected ({routing.num_experts},)"
+            f"scale: expected floating point on {weight_R.device}, got {scale_E.dtype} on "
+            f"{scale_E.device}"
         )
-    rows = torch.arange(routing.row_weight_R.shape[0], device=scale_E.device, dtype=torch.int32)
-    expert_R = torch.searchsorted(routing.expert_offsets[1:], rows, right=True, out_int32=True)
-    # Rows past the true count belong to no expert; their weights are never read.
-    scale_R = scale_E.index_select(0, expert_R.clamp(max=routing.num_experts - 1))
-    return dataclasses.replace(routing, row_weight_R=routing.row_weight_R * scale_R)
+    rows = torch.arange(weight_R.shape[0], device=weight_R.device, dtype=torch.int32)
+    expert_R = torch.searchsorted(ends_E, rows, right=True, out_int32=True)
+    expert_R = expert_R.clamp(max=routing.num_experts - 1)
+    # An embedding sums its gradient in a fixed order on a GPU, indexing does not.
+    scale_R = F.embedding(expert_R, scale_E[:, None])[:, 0]
+    # Rows past the true count belong to no expert. What their weights happen to be is kept from
+    # the gradient of the last one, for zero times infinity is not zero.
+    weight_R = torch.where(rows < routing.expert_offsets[-1], weight_R, 0.0)
+    return dataclasses.replace(routing, row_weight_R=weight_R * scale_R)
 
 
 def _check_tensors(x_TD: Tensor, routing: Routing, weights: ExpertWeights, act: Activation) -> None:
@@ -172,6 +184,14 @@ def _check_tensors(x_TD: Tensor, routing: Routing, weights: ExpertWeights, act: 
         raise ValueError(f"outside autocast dtypes must agree: {found}")
 
 
+def _refuse_forward_mode(inputs: tuple[Tensor | None, ...]) -> None:
+    # torch itself would go on with tangents of zero, for any operator of a library.
+    if torch.compiler.is_compiling():
+        return
+    if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in inputs):
+        raise NotImplementedError("expert_ffn: no forward-mode differentiation")
+
+
 def _check_main_grads(main_grads: MainGrads, weights: ExpertWeights) -> None:
     for name, buffer, weight in (
         ("wi_EDH", main_grads.wi_EDH, weights.wi_EDH),
@@ -186,3 +206,7 @@ def _check_main_grads(main_grads: MainGrads, weights: ExpertWeights) -> None:
                 f"main_grads.{name}: expected {tuple(weight.shape)} {dtype} on {weight.device}, "
                 f"got {tuple(buffer.shape)} {buffer.dtype} on {buffer.device}"
             )
+        if 0 in buffer.stride() and buffer.numel() > 1:
+            raise ValueError(f"main_grads.{name}: expected memory of its own for every element")
+    if main_grads.wi_EDH is not None and main_grads.wi_EDH is main_grads.wo_EFD:
+        raise ValueError("main_grads: wi_EDH and wo_EFD are the same buffer")

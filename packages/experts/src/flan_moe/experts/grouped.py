@@ -106,9 +106,9 @@ def backward(
     dwo_EFD = _gradient_of(wo_EFD, main_grads.wo_EFD) if wanted.wo else None
     add_wi = main_grads.accumulate and main_grads.wi_EDH is not None
     add_wo = main_grads.accumulate and main_grads.wo_EFD is not None
-    dbi_EH = torch.zeros_like(bi_EH) if wanted.bi else None
-    dbo_ED = torch.zeros_like(bo_ED) if wanted.bo else None
-    drow_weight_R = torch.zeros_like(row_weight_R) if wanted.row_weight else None
+    dbi_EH = bi_EH.new_zeros(bi_EH.shape) if wanted.bi else None
+    dbo_ED = bo_ED.new_zeros(bo_ED.shape) if wanted.bo else None
+    drow_weight_R = row_weight_R.new_zeros(row_weight_R.shape) if wanted.row_weight else None
     chunks = _chunks(offsets)
     da_scratch = dy_cast_TD.new_empty(_most_rows(chunks), wo_EFD.shape[1])
 
@@ -189,7 +189,8 @@ def _times_transposed(
 
 
 def _gradient_of(weight: Tensor, main_grad: Tensor | None) -> Tensor:
-    return torch.empty_like(weight) if main_grad is None else main_grad
+    # Contiguous whatever the weight is, as the operator tells the compiler.
+    return weight.new_empty(weight.shape) if main_grad is None else main_grad
 
 
 def _product_into(gradient_MN: Tensor, left_Mc: Tensor, right_cN: Tensor, *, add: bool) -> None:

@@ -22,6 +22,7 @@ from flan_moe.experts.hidden import dot, hidden
 from flan_moe.experts.weights import ExpertWeights
 
 _ALIGNMENT = 16
+_ROWS_BEYOND = 64
 
 
 def is_available() -> bool:
@@ -59,7 +60,7 @@ def forward(
     if options.dropout is not None:
         a_RF = (a_RF * dropout_scale(options.dropout, *a_RF.shape)).to(a_RF.dtype)
     y_RD = _plus_bias(F.grouped_mm(a_RF, weights.wo_EFD, offs=ends_E), weights.bo_ED, index)
-    y_TD = sum_rows(y_RD, row_weight_R, safe, dtype=x_TD.dtype)
+    y_TD = _sum_rows(y_RD, row_weight_R, safe, dtype=x_TD.dtype)
     return y_TD, (a_RF if act.keeps_output else h_RH) if keep else None
 
 
@@ -109,7 +110,7 @@ def backward(
             dbi_EH = _sum_by_expert(dh_RH, bi_EH, index)
         if wanted.x:
             dx_RD = F.grouped_mm(dh_RH, wi_EDH.mT, offs=ends_E)
-            dx_TD = sum_rows(dx_RD, None, safe, dtype=dy_TD.dtype)
+            dx_TD = _sum_rows(dx_RD, None, safe, dtype=dy_TD.dtype)
     return Gradients(dx_TD, dwi_EDH, dwo_EFD, dbi_EH, dbo_ED, drow_weight_R)
 
 
@@ -144,7 +145,23 @@ def _sum_by_expert(value_RN: Tensor, bias_EN: Tensor, index: RowIndex) -> Tensor
     rows = torch.arange(value_RN.shape[0], device=value_RN.device, dtype=torch.int32)
     offsets = index.expert_offsets
     by_expert = RowIndex(rows, offsets, offsets, rows)
-    return sum_rows(value_RN, None, by_expert, dtype=bias_EN.dtype)
+    return _sum_rows(value_RN, None, by_expert, dtype=bias_EN.dtype)
+
+
+def _sum_rows(
+    value_RN: Tensor, weight_R: Tensor | None, index: RowIndex, *, dtype: torch.dtype
+) -> Tensor:
+    """As `combine.sum_rows`, of values that have rows past the true row count.
+
+    These go into sums of their own, which are cut off: torch ends the last sum at the last row,
+    not at the last offset. A sum is made one row after the other, so that one for all of them
+    would take long.
+    """
+    rows, offsets = value_RN.shape[0], index.token_offsets
+    beyond = torch.arange(1, rows // _ROWS_BEYOND + 2, device=offsets.device, dtype=offsets.dtype)
+    beyond = (offsets[-1] + _ROWS_BEYOND * beyond).clamp(max=rows)
+    longer = index._replace(token_offsets=torch.cat([offsets, beyond]))
+    return sum_rows(value_RN, weight_R, longer, dtype=dtype)[: offsets.shape[0] - 1]
 
 
 def _deliver(gradient: Tensor, main_grad: Tensor | None, accumulate: bool) -> Tensor | None:

@@ -27,7 +27,8 @@ def hidden(
     if dropout is None:
         return a_cF, pullback
     scale_cF = dropout_scale(dropout, *a_cF.shape, first_row=first_row)
-    return a_cF * scale_cF, lambda da_cF: pullback(da_cF.mul_(scale_cF))
+    # In place: scale_cF is float32, and a product of its own would be, too.
+    return a_cF.mul_(scale_cF), lambda da_cF: pullback(da_cF.mul_(scale_cF))
 
 
 def dot(left_rN: Tensor, right: Tensor) -> Tensor:

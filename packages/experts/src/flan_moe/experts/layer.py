@@ -138,7 +138,7 @@ class Experts(nn.Module):
         an optimizer needs to know nothing. Keep it there: clear gradients with
         ``zero_grad(set_to_none=False)``, or, with ``accumulate=False``, not at all. Autograd does
         not see these gradients: hooks on the two parameters do not run, so that this is not for
-        DDP or FSDP.
+        DDP or FSDP. A frozen weight gets no buffer, and so is nothing to an optimizer.
 
         Args:
             accumulate: False if every optimizer step has exactly one backward pass through this
@@ -149,12 +149,7 @@ class Experts(nn.Module):
         """
         if self.parallel is not None:
             raise RuntimeError("reserve_gradients: not for experts that are spread over ranks")
-        for weight in (self.wi, self.wo):
-            dtype = torch.promote_types(weight.dtype, torch.float32)
-            weight.main_grad = torch.zeros_like(weight, dtype=dtype, requires_grad=False)
-            if dtype == weight.dtype:
-                weight.grad = weight.main_grad
-        self._main_grads = MainGrads(self.wi.main_grad, self.wo.main_grad, accumulate)
+        self._main_grads = MainGrads(_reserve(self.wi), _reserve(self.wo), accumulate)
 
     @property
     def has_reserved_gradients(self) -> bool:
@@ -205,15 +200,24 @@ class Experts(nn.Module):
         )
 
     def _check_reserved_gradients(self) -> None:
-        for name, weight, buffer in zip(
-            ("wi", "wo"), (self.wi, self.wo), self._main_grads[:2], strict=True
+        buffers = self._main_grads
+        for name, weight, buffer in (
+            ("wi", self.wi, buffers.wi_EDH),
+            ("wo", self.wo, buffers.wo_EFD),
         ):
-            if weight.dtype == buffer.dtype and weight.grad is not buffer:
-                raise RuntimeError(
-                    f"{name}.grad is not the buffer of reserve_gradients any more, so that the "
-                    f"optimizer would not see its gradient: clear gradients with "
-                    f"zero_grad(set_to_none=False), and reserve again after moving the module"
-                )
+            if buffer is None:
+                continue
+            if getattr(weight, "main_grad", None) is not buffer:
+                lost = f"{name}.main_grad"
+            elif weight.dtype == buffer.dtype and weight.grad is not buffer:
+                lost = f"{name}.grad"
+            else:
+                continue
+            raise RuntimeError(
+                f"{lost} is not the buffer of reserve_gradients any more, so that the optimizer "
+                f"would not see its gradient: clear gradients with zero_grad(set_to_none=False), "
+                f"and reserve again after moving, copying or replacing the weights"
+            )
 
     def extra_repr(self) -> str:
         """Sizes and options, for ``print(model)``."""
@@ -226,12 +230,28 @@ class Experts(nn.Module):
         )
 
 
+def _reserve(weight: nn.Parameter) -> Tensor | None:
+    """The lasting gradient buffer of a weight; None if it is frozen."""
+    if not weight.requires_grad:
+        return None
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    weight.main_grad = torch.zeros_like(weight, dtype=dtype, requires_grad=False)
+    if dtype == weight.dtype:
+        weight.grad = weight.main_grad
+    return weight.main_grad
+
+
 def _stack_names(module: Experts, state: dict[str, Any], prefix: str, *_: object) -> None:
     stack_per_expert(state, prefix, num_experts=module.num_experts, gated=module._gated)
 
 
 def _unstack_names(module: Experts, state: dict[str, Any], prefix: str, *_: object) -> None:
     if module.state_names == "per_expert":
+        if type(module.wi.data) is not Tensor:
+            raise ValueError(
+                f"{prefix}state_names='per_expert': expected plain parameters, not "
+                f"{type(module.wi.data).__name__}; gather them, or save 'stacked'"
+            )
         names = [name for name in ("wi", "wo", "bi", "bo") if prefix + name in state]
         stacked = {name: state.pop(prefix + name) for name in names}
         named = to_per_expert(stacked, gated=module._gated)

@@ -21,7 +21,8 @@ _NAME = re.compile(r"expert_(\d+)\.(wi|wi_0|wi_1|wo)\.(weight|bias)")
 def to_per_expert(stacked: Mapping[str, Tensor], *, gated: bool) -> dict[str, Tensor]:
     """From ``wi``, ``wo``, ``bi``, ``bo`` (as far as present) to per-expert names.
 
-    Returns views where possible: the matrices are transposes of slices of the stacks.
+    Returns views: the matrices are transposes of slices of the stacks. What writes raw memory, as
+    safetensors does, needs them ``contiguous()``.
     """
     named: dict[str, Tensor] = {}
     for expert in range(stacked["wi"].shape[0]):
@@ -45,8 +46,9 @@ def stack_per_expert(
     """Replace the per-expert names under ``prefix``, if there are any, by the stacked ones.
 
     Raises:
-        ValueError: if some experts or matrices are missing, there are too many, or a gated
-            network is given for an ungated one or the reverse; with the names.
+        ValueError: if some experts or matrices are missing, there are too many, a gated network is
+            given for an ungated one or the reverse, or there are stacked names as well; with the
+            names.
     """
     found = {
         name: match
@@ -71,7 +73,11 @@ def stack_per_expert(
             f"{prefix}expert_*: expected {' and '.join((*inputs, 'wo'))} of {num_experts} experts; "
             f"missing {_some(missing)}; unexpected {_some(extra)}"
         )
-    for kind, (wi, wo) in zip(kinds, (("wi", "wo"), ("bi", "bo")), strict=False):
+    stacks = (("wi", "wo"), ("bi", "bo"))[: len(kinds)]
+    both = [prefix + name for pair in stacks for name in pair if prefix + name in state]
+    if both:
+        raise ValueError(f"{prefix}expert_*: there is {_some(both)} as well; which is meant?")
+    for kind, (wi, wo) in zip(kinds, stacks, strict=True):
 
         def stack(matrix: str, kind: str = kind) -> Tensor:
             names = [f"{prefix}expert_{expert}.{matrix}.{kind}" for expert in range(num_experts)]

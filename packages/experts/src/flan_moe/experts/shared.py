@@ -56,9 +56,9 @@ class SharedExperts(nn.Module):
         super().__init__()
         check_sizes(d_model=d_model, d_ff=d_ff)
         check_dropout(dropout)
-        self.act = get_activation(activation)
+        h_width = 2 * d_ff if get_activation(activation).gated else d_ff
+        self.activation = activation  # the name: the functions behind it cannot be pickled
         self.dropout = dropout
-        h_width = 2 * d_ff if self.act.gated else d_ff
 
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -83,7 +83,8 @@ class SharedExperts(nn.Module):
     def forward(self, x_TD: Tensor) -> Tensor:
         """(T, D) to (T, D), in the dtype of ``x_TD``."""
         h_TH = F.linear(x_TD, self.wi.T, self.bi)
-        a_TF = F.dropout(self.act.forward(h_TH), self.dropout, self.training)
+        a_TF = get_activation(self.activation).forward(h_TH)
+        a_TF = F.dropout(a_TF, self.dropout, self.training)
         y_TD = F.linear(a_TF, self.wo.T, self.bo)
         if self.gate is not None:
             y_TD = y_TD * torch.sigmoid(x_TD @ self.gate)[:, None]
@@ -93,7 +94,7 @@ class SharedExperts(nn.Module):
         """Sizes and options, for ``print(model)``."""
         d_ff, d_model = self.wo.shape
         return (
-            f"d_model={d_model}, d_ff={d_ff}, activation={self.act.name!r}, "
+            f"d_model={d_model}, d_ff={d_ff}, activation={self.activation!r}, "
             f"dropout={self.dropout}, bias={self.bi is not None}, "
             f"gated_output={self.gate is not None}"
         )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         flops_per_token,
     )
     from flan_moe.model.config import FlanMoEConfig
+    from flan_moe.model.memory import TrainingMemory, cache_bytes, training_memory, weight_bytes
     from flan_moe.model.modeling import FlanMoEForConditionalGeneration
     from flan_moe.model.output import EncoderOutput, FlanMoEOutput
     from flan_moe.model.presets import PRESETS, flan_moe_config
@@ -35,12 +36,16 @@ __all__ = [
     "FlopsPerToken",
     "ParameterCount",
     "TokenLayout",
+    "TrainingMemory",
     "__version__",
+    "cache_bytes",
     "count_parameters",
     "dense_twin",
     "flan_moe_config",
     "flops_per_token",
     "register_auto_classes",
+    "training_memory",
+    "weight_bytes",
 ]
 
 _HOME = {
@@ -52,11 +57,15 @@ _HOME = {
     "FlopsPerToken": "accounting",
     "ParameterCount": "accounting",
     "TokenLayout": "segments",
+    "TrainingMemory": "memory",
+    "cache_bytes": "memory",
     "count_parameters": "accounting",
     "dense_twin": "twin",
     "flan_moe_config": "presets",
     "flops_per_token": "accounting",
     "register_auto_classes": "register",
+    "training_memory": "memory",
+    "weight_bytes": "memory",
 }
 
 

@@ -45,7 +45,7 @@ def attend(
     and runs anywhere. ``"xformers"`` is memory_efficient_attention, which has no CPU kernel; its
     agreement with ``"sdpa"``, gradient of the bias included, can only be verified on a CUDA
     device, where ``tests/test_attention_gpu.py`` (marked ``gpu``) does so. ``"auto"`` is
-    xformers for CUDA tensors if it is installed and K is a multiple of 8, else SDPA.
+    what `choose_backend` says.
 
     Args:
         q_BHLK: queries.
@@ -58,10 +58,18 @@ def attend(
         (B, L, H * K).
     """
     if backend == "auto":
-        aligned = q_BHLK.shape[-1] % 8 == 0
-        backend = "xformers" if q_BHLK.is_cuda and aligned and _has_xformers() else "sdpa"
+        backend = choose_backend(q_BHLK.device.type, q_BHLK.dtype, q_BHLK.shape[-1])
     run = _attend_xformers if backend == "xformers" else _attend_sdpa
     return run(q_BHLK, keys_values, bias, dropout).flatten(2)
+
+
+def choose_backend(device_type: str, dtype: torch.dtype, d_kv: int) -> str:
+    """What ``"auto"`` is: xformers where it is installed and has a kernel, else SDPA.
+
+    Its kernels are for CUDA, K a multiple of 8, and float32 or narrower.
+    """
+    has_kernel = device_type == "cuda" and d_kv % 8 == 0 and dtype != torch.float64
+    return "xformers" if has_kernel and _has_xformers() else "sdpa"
 
 
 def attention_bias(
@@ -145,7 +153,8 @@ class Attention(nn.Module):
 
     def _heads(self, flat_TD: Tensor, layout: TokenLayout) -> Tensor:
         """Flat projections (T, H * K) as padded heads (B, H, S, K)."""
-        return layout.pad(flat_TD).unflatten(-1, (self.num_heads, self.d_kv)).transpose(1, 2)
+        padded_BSD = layout.pad(flat_TD)
+        return padded_BSD.view(*padded_BSD.shape[:2], self.num_heads, self.d_kv).transpose(1, 2)
 
     def _keys_values(self, x_TD: Tensor, layout: TokenLayout) -> KeysAndValues:
         return KeysAndValues(self._heads(self.k(x_TD), layout), self._heads(self.v(x_TD), layout))

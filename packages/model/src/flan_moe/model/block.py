@@ -111,4 +111,4 @@ class Block(nn.Module):
         return x_TD, routing
 
     def _add(self, x_TD: Tensor, y_TD: Tensor) -> Tensor:
-        return x_TD + F.dropout(y_TD, self.dropout, self.training)
+        return x_TD + (F.dropout(y_TD, self.dropout) if self.training else y_TD)

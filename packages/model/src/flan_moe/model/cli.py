@@ -9,9 +9,11 @@ from collections.abc import Sequence
 
 from flan_moe.model.commands.arguments import positive
 from flan_moe.model.commands.checkpoint import check_device, load_model, load_tokenizer
+from flan_moe.model.commands.convert import add_parser as add_convert
 from flan_moe.model.commands.directory import check_directory
 from flan_moe.model.commands.info import add_parser as add_info
 from flan_moe.model.commands.routes import add_parser as add_routes
+from flan_moe.model.commands.upcycle import add_parser as add_upcycle
 
 EXAMPLES = """\
 examples:
@@ -20,7 +22,10 @@ examples:
   flan-moe-model info flan-ec-base --encoder-length 2048 --decoder-length 512
   flan-moe-model generate "$MODEL_DIR" --text "Is 7 a prime number?" --beams 4
   flan-moe-model routes "$MODEL_DIR" --text "Is 7 a prime number?" --target "yes"
-    (MODEL_DIR: a directory with a model and its tokenizer, as training exports it)
+  flan-moe-model convert "$T5_DIR" "$NEW_DIR"
+  flan-moe-model upcycle "$T5_DIR" "$NEW_DIR" --router top_k --experts 8 --top-k 2 --renormalise
+    (MODEL_DIR: a directory with a model and its tokenizer, as training exports it;
+    T5_DIR: a T5 v1.1 or Flan-T5 checkpoint of transformers)
 """
 
 
@@ -47,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     add_info(commands)
+    add_convert(commands)
+    add_upcycle(commands)
 
     generate = commands.add_parser("generate", help="write the answer to a text")
     generate.add_argument("model", metavar="PATH", help="directory with model and tokenizer")

@@ -75,7 +75,8 @@ class FlanMoEConfig(PretrainedConfig):
         vocab_size: V, rows of the embedding and of the language-model head.
         d_model: D, width of the residual stream.
         d_kv: width of one attention head. Need not be ``d_model / num_heads``.
-        d_ff: F, hidden width of a feed-forward network and of each expert.
+        d_ff: F, hidden width of a feed-forward network and, unless ``expert_d_ff`` says otherwise,
+            of each expert.
         num_layers: encoder layers.
         num_decoder_layers: decoder layers; None for as many as in the encoder.
         num_heads: attention heads.
@@ -96,6 +97,7 @@ class FlanMoEConfig(PretrainedConfig):
             encoder.
         decoder_router: the same for the decoder, whose router must be causal: expert choice is
             refused.
+        expert_d_ff: hidden width of each expert; None for ``d_ff``.
         extra_feed_forward: in every sparse layer, a dense network of width ``d_ff`` follows the
             experts, with a norm and a residual branch of its own (ST-MoE, Zoph et al. 2022).
         dense_ff_widths: ``{"encoder": [...], "decoder": [...]}`` (either key may be absent), the
@@ -148,6 +150,7 @@ class FlanMoEConfig(PretrainedConfig):
         sparse_every: int = 2,
         encoder_router: Mapping[str, Any] | RouterConfig | None = None,
         decoder_router: Mapping[str, Any] | RouterConfig | None = None,
+        expert_d_ff: int | None = None,
         extra_feed_forward: bool = False,
         dense_ff_widths: Mapping[str, Sequence[int]] | None = None,
         balance_coef: float = 0.01,
@@ -181,6 +184,7 @@ class FlanMoEConfig(PretrainedConfig):
         self.sparse_every = sparse_every
         self.encoder_router = _router_dict("encoder_router", encoder_router)
         self.decoder_router = _router_dict("decoder_router", decoder_router)
+        self.expert_d_ff = expert_d_ff
         self.extra_feed_forward = extra_feed_forward
         self.dense_ff_widths = _width_lists(dense_ff_widths)
         self.balance_coef = balance_coef
@@ -233,6 +237,12 @@ class FlanMoEConfig(PretrainedConfig):
                 _refuse(key, value, f"a token id below vocab_size, which is {self.vocab_size}")
         for stack in STACK_NAMES:
             self._check_router(stack)
+        if self.expert_d_ff is not None:
+            _require_int("expert_d_ff", self.expert_d_ff, minimum=1)
+            if not (self.encoder_router or self.decoder_router):
+                _refuse(
+                    "expert_d_ff", self.expert_d_ff, "None unless a router makes a stack sparse"
+                )
         if self.extra_feed_forward and not (self.encoder_router or self.decoder_router):
             _refuse("extra_feed_forward", True, "false unless a router makes a stack sparse")
         self._check_extra_losses()
@@ -272,6 +282,8 @@ class FlanMoEConfig(PretrainedConfig):
 
     def ff_width(self, stack: StackName, layer: int) -> int:
         """Hidden width of a layer's dense network, or of each of its experts."""
+        if self.expert_d_ff is not None and self.is_sparse(stack, layer):
+            return self.expert_d_ff
         widths = (self.dense_ff_widths or {}).get(stack)
         return self.d_ff if widths is None else widths[layer]
 

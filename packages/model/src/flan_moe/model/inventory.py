@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from flan_moe.experts import Experts
 from flan_moe.model.block import Block
@@ -75,12 +76,12 @@ def _stack_tensors(config: FlanMoEConfig, stack: StackName) -> Iterator[Tensors]
     kinds = [(config.is_sparse(stack, i), config.ff_width(stack, i)) for i in layers]
     for kind, copies in Counter(kinds).items():
         layer = kinds.index(kind)
-        with torch.device("meta"):
+        with torch.device("meta"), _NoRandomNumbers():
             block = Block(config, stack, layer)
         for name, shape, part in _named_parts(block):
             share = used if part == "experts" else 1.0
             yield Tensors(f"{stack}.layers.{layer}.{name}", shape, copies, part, share)
-    with torch.device("meta"):
+    with torch.device("meta"), _NoRandomNumbers():
         ends = nn.ModuleDict(
             {
                 "position_bias": RelativePositionBias(
@@ -104,3 +105,19 @@ def _named_parts(module: nn.Module) -> Iterator[tuple[str, tuple[int, ...], Part
             part_of.update((id(parameter), part) for parameter in child.parameters())
     for name, parameter in module.named_parameters():
         yield name, tuple(parameter.shape), part_of.get(id(parameter), "other")
+
+
+class _NoRandomNumbers(TorchFunctionMode):
+    """Leaves tensors as they are instead of filling them from a normal distribution.
+
+    On the meta device that fills nothing, but the first time it imports torch's compiler, which
+    takes longer than everything else here.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is nn.init.normal_:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)

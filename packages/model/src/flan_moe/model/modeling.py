@@ -29,6 +29,7 @@ from flan_moe.model.stack import (
     refuse_attentions,
     token_layout,
 )
+from flan_moe.model.tied_head import refuse_lost_head
 
 
 class FlanMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -66,6 +67,27 @@ class FlanMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
             std=config.initializer_factor * config.d_model**-0.5,
         )
         self.post_init()
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Load a checkpoint as `PreTrainedModel` does.
+
+        Raises:
+            ValueError: if ``tie_word_embeddings`` is true for a checkpoint that was saved with a
+                head of its own, which would be lost.
+        """
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if model.config.tie_word_embeddings and pretrained_model_name_or_path is not None:
+            refuse_lost_head(
+                pretrained_model_name_or_path,
+                subfolder=kwargs.get("subfolder") or "",
+                revision=kwargs.get("revision"),
+                cache_dir=kwargs.get("cache_dir"),
+            )
+        return loaded
 
     def forward(
         self,

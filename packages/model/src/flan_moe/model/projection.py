@@ -1,8 +1,18 @@
-"""A linear map that knows its initial standard deviation."""
+"""A linear map that knows its initial standard deviation, and is quick for a step of generation.
+
+Shape suffixes: N rows, I width of the input, O width of the output.
+"""
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+# Measured with MKL on AVX-512 cores: with 7 to 32 rows, sgemm reads a weight that is larger than
+# the second-level cache 1.1 to 1.8 times as fast from the left as from the right; below 7 rows it
+# has kernels of its own, and beyond 32 the transposition of the result costs what is gained.
+_FEWEST_ROWS, _MOST_ROWS = 7, 32
+_SMALLEST_WEIGHT = 1 << 19
 
 
 class Projection(nn.Linear):
@@ -21,6 +31,25 @@ class Projection(nn.Linear):
         self.std = std
         super().__init__(in_features, out_features, bias=False)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., I) to (..., O)."""
+        if not torch.compiler.is_compiling() and _pays_from_the_left(x, self.weight):
+            return torch.mm(self.weight, x.t()).t().contiguous()
+        return super().forward(x)
+
     def reset_parameters(self) -> None:
         """Draw the weight anew."""
         nn.init.normal_(self.weight, std=self.std)
+
+
+def _pays_from_the_left(x: Tensor, weight_OI: Tensor) -> bool:
+    """Whether ``(W x^T)^T`` is faster than ``x W^T``: a few rows on the CPU, without gradient."""
+    return (
+        x.ndim == 2
+        and _FEWEST_ROWS <= x.shape[0] <= _MOST_ROWS
+        and x.dtype == weight_OI.dtype == torch.float32
+        and weight_OI.numel() >= _SMALLEST_WEIGHT
+        and x.device.type == "cpu"
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+    )

@@ -6,13 +6,20 @@ Shape suffixes: T tokens, E experts, N assignments (kept or not), R rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from flan_moe.routing.contract import Routing
+from flan_moe.routing.on_demand import OnDemand
 from flan_moe.routing.order import group_offsets, narrowest_dtype, stable_order
 from flan_moe.routing.statistics import load_statistics
+
+# Up to here the calls into torch would cost more than the work they do.
+_FEW_ASSIGNMENTS = 32
+_FEW_GROUPS = 256
 
 
 def build_routing(
@@ -42,7 +49,8 @@ def build_routing(
         num_tokens: T.
         num_experts: E.
         losses: unweighted auxiliary losses, passed on.
-        stats: detached measurements, passed on together with those of `load_statistics`.
+        stats: detached measurements, passed on together with those of `load_statistics`; what is
+            `OnDemand` stays so.
         trim: whether R is the number of kept assignments, which the host must then wait for, or
             N, a bound. None: trim on CPU, where there is nothing to wait for, except while a graph
             is captured by torch.compile. Without trimming,
@@ -63,15 +71,22 @@ def build_routing(
     if keep_N is not None and not trim:
         row_R = torch.arange(order_R.shape[0], device=order_R.device)
         row_weight_R = row_weight_R.masked_fill(row_R >= expert_offsets[-1], 0.0)
+    all_stats = partial(_all_stats, expert_offsets, token_offsets, stats)
     return Routing(
         row_token_R=row_token_R,
         row_weight_R=row_weight_R,
         expert_offsets=expert_offsets,
         token_offsets=token_offsets,
         token_row_R=token_row_R,
-        losses=dict(losses),
-        stats={**load_statistics(expert_offsets, token_offsets), **stats},  # torch.compile has no |
+        losses=losses if isinstance(losses, OnDemand) else dict(losses),
+        stats=OnDemand(all_stats) if isinstance(stats, OnDemand) else all_stats(),
     )
+
+
+def _all_stats(
+    expert_offsets: Tensor, token_offsets: Tensor, stats: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    return {**load_statistics(expert_offsets, token_offsets), **stats}  # torch.compile has no |
 
 
 def _triton_index_rows() -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] | None:
@@ -92,6 +107,9 @@ def _index_rows(
     trim: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The assignment of each row, then `Routing`'s four integer fields in their order."""
+    few = token_N.shape[0] <= _FEW_ASSIGNMENTS and max(num_tokens, num_experts) <= _FEW_GROUPS
+    if trim and few and token_N.device.type == "cpu":
+        return _index_few_rows(token_N, expert_N, keep_N, num_tokens, num_experts)
     owner_N = token_N
     if keep_N is not None:
         expert_N = torch.where(keep_N, expert_N, num_experts)  # behind every expert
@@ -124,3 +142,34 @@ def _index_rows(
         owner_R = row_token_R if trim else owner_N.index_select(0, order_R)
         token_row_R = stable_order(owner_R, num_tokens).int()
     return order_R, row_token_R, expert_offsets, token_offsets, token_row_R
+
+
+def _index_few_rows(
+    token_N: Tensor,
+    expert_N: Tensor,
+    keep_N: Tensor | None,
+    num_tokens: int,
+    num_experts: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The same as `_index_rows`, trimmed, in plain Python: for a step of a generation."""
+    tokens, experts = token_N.tolist(), expert_N.tolist()
+    kept = range(len(tokens))
+    if keep_N is not None:
+        kept = [n for n, is_kept in enumerate(keep_N.tolist()) if is_kept]
+    per_expert, per_token = [0] * num_experts, [0] * num_tokens
+    for n in kept:
+        if not 0 <= experts[n] < num_experts:
+            raise RuntimeError(f"index {experts[n]} is out of bounds for {num_experts} experts")
+        per_expert[experts[n]] += 1
+        per_token[tokens[n]] += 1
+    order = sorted(kept, key=lambda n: (experts[n], tokens[n]))
+    row_token = [tokens[n] for n in order]
+    index = (
+        row_token,
+        list(accumulate(per_expert, initial=0)),
+        list(accumulate(per_token, initial=0)),
+        sorted(range(len(order)), key=row_token.__getitem__),
+    )
+    return torch.tensor(order, dtype=torch.int64), *(
+        torch.tensor(numbers, dtype=torch.int32) for numbers in index
+    )

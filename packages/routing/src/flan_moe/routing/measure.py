@@ -32,13 +32,13 @@ class Scored:
         noisy_logits_TE: (T, E) the logits that selection and weights are made of; without noise
             the same tensor.
         scores_TE: (T, E) of `expert_scores`.
-        log_partition_T: (T,) logsumexp of the logits.
+        log_partition_T: (T,) logsumexp of the logits; None to compute it where it is used.
     """
 
     logits_TE: Tensor
     noisy_logits_TE: Tensor
     scores_TE: Tensor
-    log_partition_T: Tensor
+    log_partition_T: Tensor | None
 
 
 def auxiliary_losses(

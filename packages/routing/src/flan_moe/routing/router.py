@@ -7,6 +7,7 @@ N assignments, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from flan_moe.routing.contract import Routing
 from flan_moe.routing.inputs import check_finite, check_inputs
 from flan_moe.routing.losses import choice_counts
 from flan_moe.routing.measure import Scored, auxiliary_losses, measurements
+from flan_moe.routing.on_demand import OnDemand
 from flan_moe.routing.registry import find_router
 from flan_moe.routing.score import expert_scores, noisy, router_logits
 from flan_moe.routing.second_expert import sampled_second, second_takes_part
@@ -40,7 +42,8 @@ class Router(nn.Module):
     name. A subclass can replace `select_experts`; see `register_router`.
 
     ``losses`` has ``balance`` and ``z`` for every router, and the ``extra_losses`` of its config;
-    ``stats`` always has the keys of `Routing`.
+    ``stats`` always has the keys of `Routing`. In evaluation without gradients both are computed
+    when they are first read.
 
     Args:
         config: the router's options.
@@ -182,7 +185,8 @@ class Router(nn.Module):
             fields = self._tokens_choose(scored, expert_TK)
         chosen = fields["expert_N"][:, None] if expert_TK is None else expert_TK
         balanced = None if config.selection == "expert_choice" else expert_TK
-        losses = auxiliary_losses(
+        losses = partial(
+            auxiliary_losses,
             config,
             scored,
             balanced,
@@ -190,12 +194,13 @@ class Router(nn.Module):
             load_E=None if balanced is None else self._step_load(balanced),
         )
         bias_E = self.selection_bias_E if self.training else None
+        stats = partial(measurements, config, scored, chosen, bias_E=bias_E)
         return build_routing(
             **fields,
             num_tokens=x_TD.shape[0],
             num_experts=config.num_experts,
-            losses=losses,
-            stats=measurements(config, scored, chosen, bias_E=bias_E),
+            losses=OnDemand(losses) if self._on_demand else losses(),
+            stats=OnDemand(stats) if self._on_demand else stats(),
         )
 
     def score(self, x_TD: Tensor) -> Scored:
@@ -215,7 +220,7 @@ class Router(nn.Module):
             logits_TE=logits_TE,
             noisy_logits_TE=noisy_logits_TE,
             scores_TE=expert_scores(noisy_logits_TE, config.score),
-            log_partition_T=logits_TE.logsumexp(dim=-1),
+            log_partition_T=None if self._on_demand else logits_TE.logsumexp(dim=-1),
         )
 
     def logits(self, x_TD: Tensor) -> Tensor:
@@ -282,6 +287,11 @@ class Router(nn.Module):
             if after is not None and after.dtype != value.dtype:
                 setattr(self, name, value.to(after.device))
         return self
+
+    @property
+    def _on_demand(self) -> bool:
+        """Whether losses and statistics wait until somebody reads them."""
+        return not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
 
     @property
     def _second_expert(self) -> str:

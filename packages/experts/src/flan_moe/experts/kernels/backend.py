@@ -14,7 +14,6 @@ Shape suffixes: T tokens, R rows, E experts, D model width, F hidden width, H pr
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 
 from flan_moe.experts.backend import Gradients, MainGrads, Options, RowIndex, Wanted
@@ -25,7 +24,7 @@ from flan_moe.experts.kernels.dhidden import dhidden
 from flan_moe.experts.kernels.drow_weight import drow_weight
 from flan_moe.experts.kernels.dweight import dweight
 from flan_moe.experts.kernels.rows_matmul import rows_matmul
-from flan_moe.experts.kernels.schedule import TileTable, tile_table
+from flan_moe.experts.kernels.schedule import TileTable, compiled, tile_table
 from flan_moe.experts.kernels.table import choose_configs
 from flan_moe.experts.kernels.up import up
 from flan_moe.experts.weights import ExpertWeights
@@ -265,8 +264,7 @@ def _check(x_TD: Tensor, weights: ExpertWeights, row_weight_R: Tensor, options: 
             f"backend 'triton' has no {', '.join(map(str, unknown))}: expected one of "
             f"{', '.join(map(str, _MATMUL_DTYPES))}"
         )
-    interpreted = not isinstance(tile_table.__globals__["_fill"], triton.JITFunction)
-    if x_TD.device.type != "cuda" and not interpreted:
+    if x_TD.device.type != "cuda" and compiled():
         raise ValueError(
             f"backend 'triton' needs tensors on a CUDA device, not on {x_TD.device}; use 'grouped'"
         )

@@ -31,8 +31,9 @@ def candidates(
         if m * n > 128 * 256 or (kernel == "up_gated" and m * n > 128 * 128):
             continue  # two accumulators, or one, of more than half the registers
         num_warps = 8 if m * n >= 128 * 128 or (kernel == "up_gated" and m * n > 64 * 64) else 4
-        small = m * n <= 64 * 64
-        for num_stages, per_sm in product((3, 4, 5), (1, 2) if small else (1,)):
+        # Two programs on a multiprocessor: the epilogue of one runs beside the products of another.
+        two_fit = m * n <= (128 * 64 if kernel.endswith("_gated") else 128 * 128)
+        for num_stages, per_sm in product((3, 4, 5), (1, 2) if two_fit else (1,)):
             found.append(
                 TileConfig(
                     block_m=m,

@@ -121,7 +121,7 @@ def dhidden(
         GROUP_M=config.group_m,
         EVEN_K=width % config.block_k == 0,
         EVEN_N=hidden % config.block_n == 0,
-        LOAD=weight_load(w_EDF, config),
+        LOAD=weight_load(w_EDF, config, "transposed"),
         PRECISION=dot_precision(dy_TD.dtype),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
@@ -129,7 +129,7 @@ def dhidden(
     return grads
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R"])  # R differs from batch to batch
 def _dhidden(
     dy_TD,
     row_token_R,

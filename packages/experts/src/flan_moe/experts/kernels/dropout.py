@@ -31,9 +31,9 @@ def dropout_tile(
         BLOCK_M: rows.
         BLOCK_N: columns, a multiple of 16.
     """
-    blocks_per_row = ((width + 15) // 16).to(tl.int64)
     block = first_column // 16 + tl.arange(0, BLOCK_N // 16)
-    counter = row.to(tl.int64)[:, None] * blocks_per_row + block[None, :]
+    # A width of one is a constant to the compiler, which has no methods.
+    counter = row.to(tl.int64)[:, None] * ((width + 15) // 16) + block[None, :]
     zero = counter * 0
     word_0, word_1, word_2, word_3 = tl.philox(seed, counter, zero, zero, zero, 10)
     # join puts its two arguments along a new last axis: (.., upper bit, lower bit) of the index.

@@ -57,7 +57,7 @@ def drow_weight(
     return drow_weight_R
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R"])  # R differs from batch to batch
 def _drow_weight(
     partial_CR,
     dy_TD,

@@ -127,6 +127,7 @@ def _dweight(
     out += n.to(tl.int64)[None, :] * stride_on
     out_mask = (m < M)[:, None] & (n < N)[None, :]
     if ACCUMULATE:
-        out_mask = out_mask & (begin < end)
+        # Nothing to add to an expert without rows.
+        out_mask = out_mask & (m < tl.where(begin < end, M, 0))[:, None]
         total += tl.load(out, mask=out_mask, other=0.0).to(tl.float32)
     tl.store(out, total.to(out_EMN.dtype.element_ty), mask=out_mask)

@@ -27,29 +27,31 @@ def programs(pieces: int, device: torch.device, config: TileConfig) -> int:
 
 def dot_precision(dtype: torch.dtype) -> str:
     """How float32 operands are multiplied: as torch would, by ``torch.backends.cuda.matmul``."""
-    tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
-    return "tf32" if tf32 else "ieee"
+    if dtype != torch.float32:
+        return "ieee"
+    settings = torch.backends.cuda.matmul
+    if hasattr(settings, "fp32_precision"):  # torch 2.9; the older name may raise then
+        return "tf32" if settings.fp32_precision == "tf32" else "ieee"
+    return "tf32" if settings.allow_tf32 else "ieee"
 
 
-def weight_load(w_EKN: Tensor, config: TileConfig, *, halves: bool = False) -> str:
+def weight_load(w_EKN: Tensor, config: TileConfig, *by_descriptor: str) -> str:
     """How a kernel is to read ``w_EKN``: "pointers", "descriptor" or "transposed".
 
-    A descriptor where ``config.tma`` asks for one and memory allows it: N has unit stride
-    ("descriptor") or K ("transposed"), the first element and every other stride are aligned to
-    16 bytes, and so is the second half of the columns if it is read on its own (``halves``).
-    Else pointers, which read any strides. See `operands.weight_source`.
+    A descriptor where ``config.tma`` asks for one, memory allows it, and the kernel knows how: N
+    has unit stride ("descriptor") or K ("transposed"), and the first element and every other stride
+    are aligned to 16 bytes. Else pointers, which read any strides. See `operands.weight_source`.
+
+    Args:
+        w_EKN: the weight.
+        config: of the kernel.
+        by_descriptor: which of "descriptor" and "transposed" the kernel knows.
     """
-    if not config.tma:
-        return "pointers"
     stride_e, stride_k, stride_n = w_EKN.stride()
-    if stride_n == 1:
-        load, outer = "descriptor", stride_k
-    else:
-        load, outer = "transposed", stride_n
-    offsets = [stride_e, outer, *([w_EKN.shape[2] // 2] if halves else [])]
-    if halves and load == "transposed":
-        return "pointers"
-    if 1 not in (stride_k, stride_n) or not _descriptor_fits(w_EKN, offsets):
+    load, outer = ("descriptor", stride_k) if stride_n == 1 else ("transposed", stride_n)
+    unit = 1 in (stride_k, stride_n)
+    known = config.tma and load in by_descriptor
+    if not (known and unit and _descriptor_fits(w_EKN, [stride_e, outer])):
         return "pointers"
     triton.set_allocator(_allocate)
     return load
@@ -64,11 +66,11 @@ def rows_load(rows_RK: Tensor, config: TileConfig) -> str:
     return "descriptor"
 
 
-def _descriptor_fits(tensor: Tensor, offsets: list[int]) -> bool:
-    """Whether memory is aligned as a descriptor needs; ``offsets`` are in elements."""
+def _descriptor_fits(tensor: Tensor, strides: list[int]) -> bool:
+    """Whether memory is aligned as a descriptor needs; ``strides`` are in elements."""
     size = tensor.element_size()
     return tensor.data_ptr() % _TMA_ALIGNMENT == 0 and all(
-        offset > 0 and offset * size % _TMA_ALIGNMENT == 0 for offset in offsets
+        stride > 0 and stride * size % _TMA_ALIGNMENT == 0 for stride in strides
     )
 
 

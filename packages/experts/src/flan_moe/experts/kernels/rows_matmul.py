@@ -58,7 +58,7 @@ def rows_matmul(
         GROUP_M=config.group_m,
         EVEN_K=contracted % config.block_k == 0,
         EVEN_N=width % config.block_n == 0,
-        LOAD=weight_load(w_EKN, config),
+        LOAD=weight_load(w_EKN, config, "descriptor", "transposed"),
         ROWS=rows_load(left_RK, config),
         PRECISION=dot_precision(left_RK.dtype),
         num_warps=config.num_warps,
@@ -67,7 +67,7 @@ def rows_matmul(
     return y_RN
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R"])  # R differs from batch to batch
 def _rows_matmul(
     left_RK,
     w_EKN,

@@ -42,6 +42,11 @@ class TileTable(NamedTuple):
         return self.expert_M.shape[0]
 
 
+def compiled() -> bool:
+    """Whether kernels are compiled for a device, rather than run by Triton's interpreter."""
+    return isinstance(_fill, triton.JITFunction)
+
+
 def tile_bound(rows: int, experts: int, block_m: int) -> int:
     """The most tiles that ``rows`` rows of ``experts`` experts can make.
 

@@ -75,7 +75,7 @@ def up(
         GROUP_M=config.group_m,
         EVEN_K=width % config.block_k == 0,
         EVEN_N=hidden % config.block_n == 0,
-        LOAD=weight_load(wi_EDH, config, halves=activation.gated),
+        LOAD=weight_load(wi_EDH, config, "descriptor"),
         PRECISION=dot_precision(x_TD.dtype),
         num_warps=config.num_warps,
         num_stages=config.num_stages,

@@ -14,15 +14,15 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 
 @torch.no_grad()
-def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+def clip_gradients(parameters: Iterable[Tensor] | Tensor, max_norm: float) -> Tensor:
     """Scale all gradients down, in place, so that together they have at most a given norm.
 
     Call it after the gradients have been averaged over ranks, on all ranks: each adds its share
     of the sharded parameters, and gradients of the others must be equal on all.
 
     Args:
-        parameters: plain tensors, and DTensors of any mesh and placement; those without a
-            gradient do not count.
+        parameters: plain tensors, and DTensors of any mesh and placement, or one of them; those
+            without a gradient do not count.
         max_norm: the largest norm allowed, over all gradients as one vector.
 
     Returns:
@@ -33,6 +33,8 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     """
     if not max_norm >= 0:
         raise ValueError(f"max_norm={max_norm!r}: expected a number >= 0")
+    if isinstance(parameters, Tensor):  # to iterate over it would give rows without gradients
+        parameters = [parameters]
     groups: dict[object, list[Tensor]] = {}
     for parameter in parameters:
         if parameter.grad is not None:

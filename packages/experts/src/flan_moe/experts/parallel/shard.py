@@ -78,7 +78,8 @@ def shard_experts(module: nn.Module, mesh: DeviceMesh, *, loss: str = "mean") ->
             under DDP and FSDP; ``"sum"`` if it is their sum.
 
     Returns:
-        The names of the sharded parameters, as in ``module.named_parameters()``.
+        The names of the sharded parameters, as in ``module.named_parameters()``, and of one that
+        several `Experts` share, all of its names.
 
     Raises:
         ValueError: if the mesh has several dimensions, is of another kind of device than the
@@ -99,8 +100,11 @@ def shard_experts(module: nn.Module, mesh: DeviceMesh, *, loss: str = "mean") ->
     }
     for (prefix, name), parameter in parameters.items():
         _check_parameter(_join(prefix, name), parameter, mesh)
+    sharded: dict[nn.Parameter, nn.Parameter] = {}  # layers may share one
     for (prefix, name), parameter in parameters.items():
-        setattr(found[prefix], name, _shard(parameter, mesh))
+        if parameter not in sharded:
+            sharded[parameter] = _shard(parameter, mesh)
+        setattr(found[prefix], name, sharded[parameter])
     for experts in found.values():
         experts.parallel = ExpertParallel(mesh=mesh, loss=loss)
     return [_join(prefix, name) for prefix, name in parameters]

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from flan_moe.model.commands.arguments import positive
-from flan_moe.model.commands.directory import check_directory
+from flan_moe.model.commands.configuration import find_config
 
 if TYPE_CHECKING:
     from flan_moe.model.accounting import FlopsPerToken
@@ -35,7 +35,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.model is None:
         _list_presets()
         return 0
-    config = _find_config(options.model)
+    config = find_config(options.model)
     print(options.model)
     _print_shape(config)
     _print_parameters(config)
@@ -62,19 +62,11 @@ def _list_presets() -> None:
     print("active and FLOPs: without embedding, head and attention scores")
 
 
-def _find_config(model: str) -> FlanMoEConfig:
-    from flan_moe.model.config import FlanMoEConfig
-    from flan_moe.model.presets import PRESETS, flan_moe_config
-
-    if model in PRESETS:
-        return flan_moe_config(model)
-    check_directory(model, f"a preset ({', '.join(PRESETS)}) or a directory with config.json")
-    return FlanMoEConfig.from_pretrained(model)
-
-
 def _print_shape(config: FlanMoEConfig) -> None:
     print(f"  d_model {config.d_model}, {config.num_heads} heads of {config.d_kv}")
-    print(f"  {config.activation} networks of width {config.d_ff}, vocabulary {config.vocab_size}")
+    experts = "" if config.expert_d_ff is None else f", experts of width {config.expert_d_ff}"
+    width = f"{config.d_ff}{experts}"
+    print(f"  {config.activation} networks of width {width}, vocabulary {config.vocab_size}")
     for stack in ("encoder", "decoder"):
         print(f"  {stack}: {_describe_stack(config, stack)}")
 

@@ -1,0 +1,25 @@
+"""A configuration that the user names: a preset, or the one of a checkpoint."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flan_moe.model.commands.directory import check_directory
+
+if TYPE_CHECKING:
+    from flan_moe.model.config import FlanMoEConfig
+
+
+def find_config(model: str) -> FlanMoEConfig:
+    """The configuration of a preset or of a local directory.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    from flan_moe.model.config import FlanMoEConfig
+    from flan_moe.model.presets import PRESETS, flan_moe_config
+
+    if model in PRESETS:
+        return flan_moe_config(model)
+    check_directory(model, f"a preset ({', '.join(PRESETS)}) or a directory with config.json")
+    return FlanMoEConfig.from_pretrained(model)
