@@ -166,10 +166,8 @@ def make_layer(case: Case) -> SparseFeedForward:
         Router(RouterConfig(num_experts=case.num_experts, capacity_factor=None), case.d_model),
         Experts(case.num_experts, case.d_model, case.d_ff, activation=case.activation),
     )
-    if case.touched is None:
-        torch.nn.init.normal_(layer.router.weight)
-    else:  # a forced expert's weight must not be so small that gradients are subnormal numbers
-        torch.nn.init.zeros_(layer.router.weight)
+    # Logits of order one: probabilities so small that gradients are subnormal numbers take longer.
+    torch.nn.init.normal_(layer.router.weight, std=case.d_model**-0.5)
     return layer
 
 
