@@ -85,7 +85,9 @@ def backward(
     scaled_dy_RD = (dy_RD * weight_R1).to(dtype)
     a_RF, pullback = hidden(kept, 0, options)
     dx_TD = dwi_EDH = dwo_EFD = dbi_EH = dbo_ED = drow_weight_R = None
-    da_RF = F.grouped_mm(dy_RD, wo_EFD.mT, offs=ends_E)
+    needs_dh = wanted.x or wanted.wi or wanted.bi
+    if needs_dh or wanted.row_weight:
+        da_RF = F.grouped_mm(dy_RD, wo_EFD.mT, offs=ends_E)
     if wanted.row_weight:
         drow_weight_R = dot(da_RF, a_RF)
         if bo_ED is not None:
@@ -99,7 +101,7 @@ def backward(
         )
     if wanted.bo:
         dbo_ED = _sum_by_expert(scaled_dy_RD, bo_ED, index)
-    if wanted.x or wanted.wi or wanted.bi:
+    if needs_dh:
         dh_RH = pullback((da_RF * weight_R1).to(dtype))
         if wanted.wi:
             x_RD = x_TD.to(dtype).index_select(0, safe.row_token_R)

@@ -108,20 +108,9 @@ def _(
     bi_EH: Tensor | None,
     bo_ED: Tensor | None,
     row_weight_R: Tensor,
-    row_token_R: Tensor,
-    expert_offsets: Tensor,
-    token_offsets: Tensor,
-    token_row_R: Tensor,
-    seed: Tensor | None,
-    main_grad_wi: Tensor | None,
-    main_grad_wo: Tensor | None,
-    accumulate: bool,
-    probability: float,
-    activation: str,
-    backend: str,
-    matmul_dtype: torch.dtype,
-    keep: bool,
+    *others: Any,
 ) -> tuple[Tensor, Tensor]:
+    activation, _, matmul_dtype, keep = others[-4:]
     y_TD = x_TD.new_empty(x_TD.shape)
     if not keep:
         return y_TD, x_TD.new_empty(0)
@@ -188,20 +177,9 @@ def _(
     bi_EH: Tensor | None,
     bo_ED: Tensor | None,
     row_weight_R: Tensor,
-    row_token_R: Tensor,
-    expert_offsets: Tensor,
-    token_offsets: Tensor,
-    token_row_R: Tensor,
-    seed: Tensor | None,
-    main_grad_wi: Tensor | None,
-    main_grad_wo: Tensor | None,
-    accumulate: bool,
-    probability: float,
-    activation: str,
-    backend: str,
-    matmul_dtype: torch.dtype,
-    wanted: list[bool],
+    *others: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    main_grad_wi, main_grad_wo, *_, wanted = others[5:]
     returned = list(wanted)
     returned[1] &= main_grad_wi is None
     returned[2] &= main_grad_wo is None
