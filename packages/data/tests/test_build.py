@@ -146,7 +146,9 @@ def test_equal_inputs_give_equal_bytes(mini, rebuild, tmp_path):
 def source(name="copy", **content):
     """A task made by hand."""
     examples = [
-        Example(task=name, mixture="jsonl", template="zero_shot/0", prompt=p, target=p, meta=meta)
+        Example(
+            task=name, mixture="jsonl", template="zs_opt/zero_shot/0", prompt=p, target=p, meta=meta
+        )
         for p, meta in content.pop("train")
     ]
     items = tuple(

@@ -121,7 +121,7 @@ def test_definition_examples_are_never_the_question_or_an_evaluation_problem():
     forms = task_forms(task, "niv2", divided.evaluation)
     shapes = Counter()
     for example in forms.examples(divided.train, seed="s", fits=fits):
-        shapes[example.template.split("/")[0]] += 1
+        shapes[example.template.split("/")[1]] += 1
         assert "Say the number." in example.prompt
         assert len(set(example.meta["shown"])) == len(example.meta["shown"])
         for record in divided.evaluation:

@@ -25,7 +25,7 @@ def samples(count=60):
             "input_ids": rng.integers(3, 60_000, rng.integers(1, 40)).astype(np.uint16),
             "labels": rng.integers(3, 60_000, rng.integers(1, 9)).astype(np.uint16),
             "task": number // 20,
-            "template": f"zero_shot/{number % 4} é",
+            "template": f"zs_opt/zero_shot/{number % 4} é",
         }
 
 

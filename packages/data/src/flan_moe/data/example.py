@@ -14,7 +14,8 @@ class Example:
     Attributes:
         task: Name of the task, unique within a built data set.
         mixture: Name of the mixture that the task belongs to.
-        template: Which form and wording made the prompt, for provenance: ``"few_shot/2"``.
+        template: Which setting, form and wording made the prompt: ``"fs_opt/few_shot/2"``. Starts
+            with one of `flan_moe.data.template_types.TEMPLATE_TYPES`.
         prompt: What the encoder reads.
         target: What the decoder learns to write.
         meta: Whatever else is known. ``meta["shown"]`` lists the zero-shot prompt of every problem

@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 
 from flan_moe.data.example import Example
 from flan_moe.data.prompts import cot_prompt, cot_target, few_shot_prompt
+from flan_moe.data.template_types import FS_OPT, ZS_OPT
 
 P = TypeVar("P")
 
@@ -92,10 +93,11 @@ class Forms(Generic[P]):
                     shown += blocks
                     break
                 blocks.pop()
+        kind = ZS_OPT if form == "zero_shot" else FS_OPT
         return Example(
             task=self.task,
             mixture=self.mixture,
-            template=f"{form}{'_cot' if reasons else ''}/{template}",
+            template=f"{kind}/{form}{'_cot' if reasons else ''}/{template}",
             prompt=prompt,
             target=target,
             meta={

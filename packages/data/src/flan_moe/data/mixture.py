@@ -21,7 +21,12 @@ from streaming.base.world import World
 from torch import distributed
 
 from flan_moe.data.manifest import Manifest, open_data_directory
-from flan_moe.data.rates import epoch_quotas, mixture_weights, proportional_rates, whole_shares
+from flan_moe.data.mixing.rates import (
+    epoch_quotas,
+    mixture_weights,
+    proportional_rates,
+    whole_shares,
+)
 from flan_moe.data.shared_memory import (
     belongs,
     construction,

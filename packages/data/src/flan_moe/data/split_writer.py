@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from flan_moe.data.shards import Sample, mds_writer
 from flan_moe.data.shown import ShownProblems
 from flan_moe.data.task_source import DEFAULT_CAP, MIXTURE_CAPS
 from flan_moe.data.task_table import TaskEntry, TaskTable
+from flan_moe.data.template_types import TEMPLATE_TYPES, template_type
 from flan_moe.data.tokenizer import TextEncoder
 
 if TYPE_CHECKING:
@@ -50,24 +51,28 @@ class SplitWriter:
         Args:
             number: The task's id.
             name: The task's name.
-            examples: In the order they are stored.
+            examples: Stored setting by setting, otherwise in this order.
             shown: Receives every example.
 
         Returns:
             The number of examples.
         """
-        count = longest_input = longest_target = 0
+        longest_input = longest_target = 0
+        by_type: dict[str, list[Sample]] = {kind: [] for kind in TEMPLATE_TYPES}
         for sample in self._samples(number, examples, shown):
+            by_type[template_type(sample["template"])].append(sample)
+        types = {kind: len(samples) for kind, samples in by_type.items() if samples}
+        for sample in chain.from_iterable(by_type.values()):
             if self._writer is None:
                 self._writer = mds_writer(
                     self.directory, dtype=self.encoder.dtype, shard_bytes=self.shard_bytes
                 )
             self._writer.write(sample)
-            count += 1
             longest_input = max(longest_input, len(sample["input_ids"]))
             longest_target = max(longest_target, len(sample["labels"]))
             self.input_tokens += len(sample["input_ids"])
             self.target_tokens += len(sample["labels"])
+        count = sum(types.values())
         if count:
             entry = TaskEntry(
                 id=number,
@@ -77,6 +82,7 @@ class SplitWriter:
                 cap=MIXTURE_CAPS.get(self.mixture, DEFAULT_CAP),
                 max_input_tokens=longest_input,
                 max_target_tokens=longest_target,
+                types=types,
             )
             self.entries.append(entry)
         return count

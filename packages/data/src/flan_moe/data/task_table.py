@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 from flan_moe.data.json_types import check_types
 
 TABLE_FORMAT = "flan-moe-task-table"
-TABLE_VERSION = 1
+TABLE_VERSION = 2
 TABLE_FILE = "tasks.json"
 
 
@@ -27,6 +27,8 @@ class TaskEntry:
         cap: Most samples that count towards its rate (examples-proportional mixing).
         max_input_tokens: Longest input, eos included.
         max_target_tokens: Longest target, eos included.
+        types: Setting (`flan_moe.data.template_types`), then number of samples; a task's samples
+            are stored setting by setting, in this order.
     """
 
     id: int
@@ -36,6 +38,7 @@ class TaskEntry:
     cap: int
     max_input_tokens: int
     max_target_tokens: int
+    types: Mapping[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,8 @@ class TaskTable:
         """Check that the tasks tile the samples.
 
         Raises:
-            ValueError: There is no task, or ranges overlap, leave a gap or are empty.
+            ValueError: There is no task, or ranges overlap, leave a gap or are empty, or
+                the counts of its settings are not its samples.
         """
         if not self.tasks:
             raise ValueError(f"mixture {self.mixture!r} has no tasks")
@@ -59,6 +63,11 @@ class TaskTable:
                 raise ValueError(
                     f"mixture {self.mixture!r}, task {task.name!r}: start {task.start}, count "
                     f"{task.count}, cap {task.cap}; expected start {end}, count and cap above 0"
+                )
+            if sum(task.types.values()) != task.count or min(task.types.values()) < 1:
+                raise ValueError(
+                    f"mixture {self.mixture!r}, task {task.name!r}: types are {dict(task.types)}; "
+                    f"expected counts above 0 that sum to {task.count}"
                 )
             end += task.count
 
@@ -70,7 +79,7 @@ class TaskTable:
     def write(self, directory: Path) -> None:
         """Write ``tasks.json`` into a mixture's directory."""
         record = {"format": TABLE_FORMAT, "version": TABLE_VERSION, **asdict(self)}
-        text = json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
         (directory / TABLE_FILE).write_text(text, encoding="utf-8")
 
 

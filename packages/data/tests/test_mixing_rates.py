@@ -5,7 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flan_moe.data.rates import epoch_quotas, mixture_weights, proportional_rates, whole_shares
+from flan_moe.data.mixing.rates import (
+    epoch_quotas,
+    mixture_weights,
+    proportional_rates,
+    whole_shares,
+)
 
 counts = st.lists(st.integers(1, 100_000), min_size=1, max_size=40)
 

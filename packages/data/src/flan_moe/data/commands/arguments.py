@@ -1,0 +1,38 @@
+"""Arguments that several sub-commands share."""
+
+from __future__ import annotations
+
+import argparse
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults beside each option; the examples as they are written."""
+
+
+def add_build_arguments(
+    parser: argparse.ArgumentParser, *, evaluation: int, vocab: int, inputs: int, targets: int
+) -> None:
+    """What ``mini`` and ``build`` have in common, with their own defaults."""
+    parser.add_argument("--out", required=True, metavar="DIR", help="the data directory to make")
+    parser.add_argument(
+        "--eval-per-task", type=int, default=evaluation, metavar="N", help="questions, at most"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    parser.add_argument("--vocab-size", type=int, default=vocab, help="of the tokenizer trained")
+    parser.add_argument("--max-input-tokens", type=int, default=inputs, help="budget of prompts")
+    parser.add_argument("--max-target-tokens", type=int, default=targets, help="budget of targets")
+    parser.add_argument("--webdataset", action="store_true", help="write the samples as tars too")
+    parser.add_argument("--overwrite", action="store_true", help="replace an older data directory")
+
+
+def shared_options(arguments: argparse.Namespace) -> dict[str, int | bool]:
+    """The values of those arguments, as keywords of `BuildOptions`."""
+    keys = (
+        "seed",
+        "vocab_size",
+        "max_input_tokens",
+        "max_target_tokens",
+        "webdataset",
+        "overwrite",
+    )
+    return {key: getattr(arguments, key) for key in keys}

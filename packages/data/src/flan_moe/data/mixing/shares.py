@@ -1,0 +1,137 @@
+"""Shares: a specification applied to tasks of known size.
+
+Examples-proportional mixing with a maximum (Raffel et al. 2020, section 3.5.2; FLAN, in its
+flan/v2/mixtures_utils.py): a task with n samples under cap K and temperature T has the rate
+``factor * min(n, K) ** (1 / T)``; rates are normalised within a sub-mixture and sub-mixtures are
+combined by weight. Weights of sub-mixtures without any task are divided among the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from flan_moe.data.mixing.spec import MixtureSpec, SubMixture
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSize:
+    """A task at hand.
+
+    Attributes:
+        name: Of the task.
+        mixture: Stored mixture that it belongs to.
+        count: Number of its samples.
+        types: Setting (`flan_moe.data.template_types`), then number of samples; empty if unknown.
+    """
+
+    name: str
+    mixture: str
+    count: int
+    types: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskShare:
+    """What a task gets.
+
+    Attributes:
+        task: Which.
+        sub_mixture: Where the specification puts it; None: nowhere, or held out.
+        held_out: Whether the specification holds it out.
+        rate: Its rate within the sub-mixture, before normalising.
+        share: Of all samples; shares of all tasks sum to 1.
+        types: Setting, then its share of all samples; sums to ``share``. Empty if unknown.
+    """
+
+    task: TaskSize
+    sub_mixture: str | None
+    held_out: bool
+    rate: float
+    share: float
+    types: Mapping[str, float]
+
+
+def task_shares(
+    spec: MixtureSpec, tasks: Sequence[TaskSize], *, held_out: Iterable[str] = ()
+) -> tuple[TaskShare, ...]:
+    """The share of every task, in the order given.
+
+    Args:
+        spec: The mixture.
+        tasks: With at least one sample each.
+        held_out: Names of tasks that ``@SET`` entries of the specification stand for.
+
+    Raises:
+        ValueError: A task belongs to two sub-mixtures, a sub-mixture with a weight selects only
+            held-out tasks or tasks without any wanted setting, or no task is left.
+    """
+    apart = set(held_out)
+    patterns = tuple(name for name in spec.held_out if not name.startswith("@"))
+    homes = [_home(spec, task) for task in tasks]
+    held = [task.name in apart or _matches(task.name, patterns) for task in tasks]
+    rates = [
+        _rate(spec.sub_mixtures[home], task) if home is not None and not out else 0.0
+        for task, home, out in zip(tasks, homes, held, strict=True)
+    ]
+    totals = dict.fromkeys(spec.sub_mixtures, 0.0)
+    for home, rate in zip(homes, rates, strict=True):
+        if home is not None:
+            totals[home] += rate
+    weight = sum(sub.weight for name, sub in spec.sub_mixtures.items() if totals[name] > 0)
+    if not weight > 0:
+        raise ValueError(f"mixture {spec.name!r}: none of the {len(tasks)} tasks gets a share")
+    result = []
+    for task, home, out, rate in zip(tasks, homes, held, rates, strict=True):
+        share = 0.0
+        types: Mapping[str, float] = {}
+        if rate > 0 and home is not None:
+            sub = spec.sub_mixtures[home]
+            share = sub.weight / weight * rate / totals[home]
+            types = _by_type(sub, task, share)
+        result.append(
+            TaskShare(
+                task=task, sub_mixture=home, held_out=out, rate=rate, share=share, types=types
+            )
+        )
+    return tuple(result)
+
+
+def _home(spec: MixtureSpec, task: TaskSize) -> str | None:
+    homes = [
+        name
+        for name, sub in spec.sub_mixtures.items()
+        if task.mixture in sub.mixtures and _matches(task.name, sub.tasks)
+    ]
+    if len(homes) > 1:
+        raise ValueError(
+            f"mixture {spec.name!r}: task {task.name!r} belongs to {homes[0]!r} and {homes[1]!r}; "
+            "expected one sub-mixture"
+        )
+    return homes[0] if homes else None
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _rate(sub: SubMixture, task: TaskSize) -> float:
+    if task.types and sub.template_shares is not None and not _wanted(sub, task):
+        return 0.0
+    factor = next((f for pattern, f in sub.factors.items() if fnmatchcase(task.name, pattern)), 1.0)
+    capped = task.count if sub.cap is None else min(task.count, sub.cap)
+    return factor * capped ** (1 / sub.temperature)
+
+
+def _wanted(sub: SubMixture, task: TaskSize) -> dict[str, float]:
+    shares = sub.template_shares or {}
+    return {name: shares.get(name, 0.0) for name in task.types if shares.get(name, 0.0) > 0}
+
+
+def _by_type(sub: SubMixture, task: TaskSize, share: float) -> dict[str, float]:
+    parts: Mapping[str, float] = task.types
+    if task.types and sub.template_shares is not None:
+        parts = _wanted(sub, task)
+    total = sum(parts.values())
+    return {name: share * part / total for name, part in parts.items()}
