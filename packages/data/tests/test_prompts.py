@@ -32,8 +32,16 @@ def test_definition_layout():
     assert definition_prompt("Add.", "1 1", [("2 2", "4")]) == (
         "Add.\nInput: 2 2\nOutput: 4\nInput: 1 1\nOutput:"
     )
-    zero_shot = {definition_prompt("Add.", "1 1", layout=i) for i in range(8)}
-    assert len(zero_shot) == len(DEFINITION_LAYOUTS) >= 4
+    zero_shot = {definition_prompt("Add.", "1 1", layout=i) for i in range(2 * 10)}
+    assert len(zero_shot) == len(DEFINITION_LAYOUTS) == 10
+
+
+def test_solved_examples_may_say_why():
+    pairs = [("2 2", "4"), ("3 3", "6")]
+    assert definition_prompt("Add.", "1 1", pairs, explanations=["Two and two.", ""]) == (
+        "Add.\nInput: 2 2\nOutput: 4\nExplanation: Two and two.\nInput: 3 3\nOutput: 6\n"
+        "Input: 1 1\nOutput:"
+    )
 
 
 def test_options_follow_the_prompt():

@@ -126,7 +126,12 @@ def test_definition_examples_are_never_the_question_or_an_evaluation_problem():
         assert len(set(example.meta["shown"])) == len(example.meta["shown"])
         for record in divided.evaluation:
             assert f"{record.input}\n" not in example.prompt + "\n"
-    assert set(shapes) == {"zero_shot", "few_shot", "definition_examples"}
+    assert set(shapes) == {
+        "zero_shot",
+        "few_shot",
+        "definition_examples",
+        "definition_instances",
+    }
 
 
 def write_raw(path):
@@ -268,7 +273,7 @@ def test_the_same_input_under_another_definition_is_removed(tmp_path):
     # The other task evaluates on the first ten sentences, and trains or validates on the rest.
     assert [task["eval_removed"] for task in manifest.tasks] == [0, 10]
     assert all(
-        int(asked.split("sentence ")[1].split()[0]) < 10
+        int(asked.split("sentence ")[1].split()[0].rstrip("]")) < 10
         for asked in suite_inputs(tmp_path / "out", "task2_b")
     )
 

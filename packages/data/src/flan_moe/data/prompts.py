@@ -5,7 +5,7 @@ evaluation suite promises, so that a tuned model has met in training every form 
 
 * zero-shot: the input alone;
 * few-shot: ``input`` newline ``target`` for each exemplar, a blank line between blocks, then the
-  input;
+  input (further layouts, which training mixes in, are in `flan_moe.data.forms.few_shot`);
 * chain of thought: the input, a newline and `COT_CUE`; the target ends in the answer after
   `ANSWER_CUE`.
 """
@@ -18,6 +18,20 @@ from collections.abc import Mapping, Sequence
 COT_CUE = "Let's think step by step."
 ANSWER_CUE = "the answer is"
 
+# Other lines that ask for reasoning; training shows them beside the one that the suite promises.
+COT_CUES: tuple[str, ...] = (
+    COT_CUE,
+    "Explain your reasoning, then give the answer.",
+    "Think it through first.",
+    "Reason first, answer last.",
+    "Give the steps that lead to your answer.",
+    "Work it out before you answer.",
+    "What follows from what? Say so, and conclude.",
+    "Start with an explanation and end with the answer.",
+    "Justify your answer before you state it.",
+    "Step-by-step reasoning:",
+)
+
 _FIELD = re.compile(r"\{([a-z][a-z_0-9]*)\}")
 
 # Layouts of a task definition and one instance (Natural Instructions). Index 0 is the plainest.
@@ -26,7 +40,16 @@ DEFINITION_LAYOUTS: tuple[tuple[str, str], ...] = (
     ("Task: {definition}", "{input}\nAnswer:"),
     ("Definition: {definition}", "Given: {input}\nResult:"),
     ("Follow this instruction. {definition}", "Input: {input}\nAnswer:"),
+    ("{definition}", "Q: {input}\nA:"),
+    ("Instructions: {definition}", "Problem: {input}\nSolution:"),
+    ("What to do: {definition}", "Text: {input}\nReply:"),
+    ("You are given a task. {definition}", "[{input}]\nYour output:"),
+    ("Your job is described here. {definition}", "Case: {input}\nResponse:"),
+    ("Read the task and solve it. {definition}", "{input}\nSolution:"),
 )
+
+# What stands between the output of a solved example and why it is right.
+EXPLANATION_LAYOUTS: tuple[str, ...] = ("\nExplanation: ", "\nReason: ", "\nThis is because: ")
 
 # Layouts of a bare question (Flan chain-of-thought files).
 QUESTION_LAYOUTS: tuple[str, ...] = (
@@ -34,6 +57,12 @@ QUESTION_LAYOUTS: tuple[str, ...] = (
     "Question: {question}\nAnswer:",
     "Answer this question.\n{question}",
     "{question}\nWhat is the answer?",
+    "Q: {question}\nA:",
+    "Please answer: {question}",
+    "{question}\nYour answer:",
+    "Here is a problem. {question}\nSolve it.",
+    "Can you solve this? {question}",
+    "{question}\nReply with the answer.",
 )
 
 
@@ -69,6 +98,7 @@ def definition_prompt(
     examples: Sequence[tuple[str, str]] = (),
     *,
     layout: int = 0,
+    explanations: Sequence[str] = (),
 ) -> str:
     """A task definition, optional solved examples, then the instance to solve.
 
@@ -77,10 +107,14 @@ def definition_prompt(
         instance: The input to solve.
         examples: Solved (input, output) pairs, shown in order under the one definition.
         layout: Index into `DEFINITION_LAYOUTS`, taken modulo their number.
+        explanations: Why the outputs are right, one for each example; empty for none.
     """
     head, body = DEFINITION_LAYOUTS[layout % len(DEFINITION_LAYOUTS)]
     blocks = [fill(head, {"definition": definition})]
-    blocks += [f"{fill(body, {'input': shown})} {output}" for shown, output in examples]
+    reason = EXPLANATION_LAYOUTS[layout % len(EXPLANATION_LAYOUTS)]
+    for number, (shown, output) in enumerate(examples):
+        why = explanations[number] if explanations else ""
+        blocks.append(f"{fill(body, {'input': shown})} {output}{reason + why if why else ''}")
     blocks.append(fill(body, {"input": instance}))
     return "\n".join(blocks)
 
@@ -90,9 +124,9 @@ def few_shot_prompt(exemplars: Sequence[tuple[str, str]], prompt: str) -> str:
     return "\n\n".join([*(f"{shown}\n{target}" for shown, target in exemplars), prompt])
 
 
-def cot_prompt(prompt: str) -> str:
+def cot_prompt(prompt: str, cue: str = COT_CUE) -> str:
     """The prompt followed by the line that asks for reasoning."""
-    return f"{prompt}\n{COT_CUE}"
+    return f"{prompt}\n{cue}"
 
 
 def cot_target(rationale: str, answer: str) -> str:

@@ -66,7 +66,11 @@ def family_forms(family: Family) -> Forms[Instance]:
         answer=lambda instance: instance.answer,
         rationale=lambda instance: instance.rationale,
         cot=family.cot,
-        under_definition=partial(_under_definition, family) if family.mixture == "niv2" else None,
+        under_definition=(
+            {"definition_examples": partial(_under_definition, family)}
+            if family.mixture == "niv2"
+            else {}
+        ),
     )
 
 

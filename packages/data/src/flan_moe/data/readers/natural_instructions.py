@@ -37,22 +37,44 @@ def read_natural_instructions_task(file: str | Path) -> RawTask:
         RawDataError: The file is truncated, not JSON, or not a task; names the record.
     """
     file = Path(file)
-    task = _parse(file)
-    definition = "\n".join(_texts(task, "Definition", file)).strip()
-    examples = tuple(
-        (record.input, record.targets[0])
-        for record in _records(task, "Positive Examples", file)
+    return natural_instructions_task(_parse(file), name=file.stem, file=file, where=str(file))
+
+
+def natural_instructions_task(
+    task: dict[str, Any], *, name: str, file: Path, where: str
+) -> RawTask:
+    """A task of this schema, wherever its JSON object was.
+
+    Args:
+        task: The object.
+        name: Of the task.
+        file: Where it was read.
+        where: The same for people, with a line number if there is one.
+
+    Raises:
+        RawDataError: The object is not a task; names the record.
+    """
+    definition = "\n".join(_texts(task, "Definition", where)).strip()
+    solved = [
+        (record, entry.get("explanation"))
+        for record, entry in zip(
+            _records(task, "Positive Examples", where), task["Positive Examples"], strict=True
+        )
         if record.input and record.targets[0]
-    )
-    read = list(_records(task, "Instances", file))
+    ]
+    read = list(_records(task, "Instances", where))
     records, dropped = keep_usable(read)
     if not records:
-        raise RawDataError(f"{file}: Instances: no usable record among {len(read)}")
+        raise RawDataError(f"{where}: Instances: no usable record among {len(read)}")
+    for number, (_, explanation) in enumerate(solved):
+        if isinstance(explanation, str):
+            refuse_surrogates(f"{where}: Positive Examples[{number}]", explanation)
     return RawTask(
-        name=file.stem,
+        name=name,
         file=file,
         definition=definition,
-        examples=examples,
+        examples=tuple((record.input, record.targets[0]) for record, _ in solved),
+        explanations=tuple(why.strip() if isinstance(why, str) else "" for _, why in solved),
         records=records,
         read=len(read),
         dropped=dropped,
@@ -78,31 +100,31 @@ def _parse(file: Path) -> dict[str, Any]:
     return task
 
 
-def _list(task: dict[str, Any], key: str, file: Path) -> list[Any]:
+def _list(task: dict[str, Any], key: str, where: str) -> list[Any]:
     if not isinstance(task.get(key), list):
-        raise RawDataError(f"{file}: {key}: missing or not a list; expected a list")
+        raise RawDataError(f"{where}: {key}: missing or not a list; expected a list")
     return task[key]
 
 
-def _texts(task: dict[str, Any], key: str, file: Path) -> list[str]:
-    texts = _list(task, key, file)
+def _texts(task: dict[str, Any], key: str, where: str) -> list[str]:
+    texts = _list(task, key, where)
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise RawDataError(f"{file}: {key}: expected one or more non-empty strings")
-    refuse_surrogates(f"{file}: {key}", *texts)
+        raise RawDataError(f"{where}: {key}: expected one or more non-empty strings")
+    refuse_surrogates(f"{where}: {key}", *texts)
     return texts
 
 
-def _records(task: dict[str, Any], key: str, file: Path) -> Iterator[Record]:
-    for number, entry in enumerate(_list(task, key, file)):
-        where = f"{file}: {key}[{number}]"
+def _records(task: dict[str, Any], key: str, where: str) -> Iterator[Record]:
+    for number, entry in enumerate(_list(task, key, where)):
+        place = f"{where}: {key}[{number}]"
         if not isinstance(entry, dict) or not isinstance(entry.get("input"), str):
-            raise RawDataError(f"{where}: expected an object with a string 'input'")
+            raise RawDataError(f"{place}: expected an object with a string 'input'")
         outputs = entry.get("output")
         outputs = [outputs] if isinstance(outputs, str) else outputs
         strings = isinstance(outputs, list) and all(isinstance(output, str) for output in outputs)
         if not strings or not outputs:
-            raise RawDataError(f"{where}: output: expected a string or a list of strings")
-        refuse_surrogates(where, entry["input"], *outputs)
+            raise RawDataError(f"{place}: output: expected a string or a list of strings")
+        refuse_surrogates(place, entry["input"], *outputs)
         targets = tuple(output.strip() for output in outputs)
         yield Record(
             input=entry["input"].strip(),

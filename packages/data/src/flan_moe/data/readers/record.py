@@ -20,11 +20,15 @@ class Record:
         input: The problem.
         targets: One or more right answers.
         rationale: Reasoning that leads to the answer, if the file has it.
+        fields: Name, then value: the parts of the problem, for wordings that have places for them.
+        options: What the answer is chosen from, where the file keeps it apart from the problem.
     """
 
     input: str
     targets: tuple[str, ...]
     rationale: str | None = None
+    fields: tuple[tuple[str, str], ...] = ()
+    options: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,10 @@ class RawTask:
         read: Number of records in the file.
         dropped: Reason, then the number of records left out; with ``records`` they add up to
             ``read``.
+        explanations: Why the outputs of ``examples`` are right, one for each; empty for none.
+        wordings: Kind of problem (`flan_moe.data.forms.wordings.WORDINGS`) that the records'
+            fields are for; None: the input is all there is.
+        options_listed: Whether the problems' own text lists the options already.
     """
 
     name: str
@@ -49,6 +57,9 @@ class RawTask:
     records: tuple[Record, ...]
     read: int
     dropped: Counter[str]
+    explanations: tuple[str, ...] = ()
+    wordings: str | None = None
+    options_listed: bool = False
 
 
 def keep_usable(records: Iterable[Record]) -> tuple[tuple[Record, ...], Counter[str]]:

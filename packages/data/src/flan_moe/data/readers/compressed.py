@@ -1,0 +1,56 @@
+"""Files as they are or compressed: ``.gz`` and ``.xz`` are decompressed while they are read."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from flan_moe.data.readers.record import RawDataError
+
+
+def packed_lines(file: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines with their numbers, without the line ends.
+
+    Raises:
+        RawDataError: The file is missing or damaged, or its last line has no end, which is how a
+            truncated file looks.
+    """
+    number = 0
+    with _refusing(file), _open(file) as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.endswith(b"\n"):
+                raise RawDataError(
+                    f"{file}:{number}: the last line has no line end; the file is truncated"
+                )
+            yield number, line[:-1]
+
+
+def plain_bytes(file: Path) -> bytes:
+    """All of a file.
+
+    Raises:
+        RawDataError: It is missing or damaged.
+    """
+    with _refusing(file), _open(file) as stream:
+        return stream.read()
+
+
+def _open(file: Path) -> IO[bytes]:
+    if file.suffix == ".xz":
+        return lzma.open(file)
+    return gzip.open(file) if file.suffix == ".gz" else file.open("rb")
+
+
+@contextmanager
+def _refusing(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise RawDataError(f"{file}: no such file") from None
+    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
+        raise RawDataError(f"{file}: cannot be decompressed: {error}; is it truncated?") from error
