@@ -86,7 +86,10 @@ def found_tasks(
         )
     for other in find_cot_stand_ins(cot_stand_ins) if cot_stand_ins is not None else ():
         yield FoundTask(
-            name=other.name, mixture="cot", files=other.files, read=partial(read_cot_stand_in, other)
+            name=other.name,
+            mixture="cot",
+            files=other.files,
+            read=partial(read_cot_stand_in, other),
         )
     for file in jsonl_files(jsonl) if jsonl is not None else ():
         yield FoundTask(

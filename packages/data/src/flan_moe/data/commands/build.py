@@ -15,21 +15,42 @@ with checkouts of allenai/natural-instructions and google-research/FLAN:
   flan-moe-data build --natural-instructions natural-instructions/tasks \\
       --cot FLAN/flan/v2/cot_data --held-out cot_aqua \\
       @natural-instructions/splits/default/test_tasks.txt --out flan-data
+
+with sets for Muffin and T0-SF as well, and the four settings of Muffin's prompts in other shares:
+  flan-moe-data build --muffin sets --t0-sf promptsource-and-rows --cot FLAN/flan/v2/cot_data \\
+      --input-inversion --settings muffin:zs_opt=2,fs_opt=2,zs_noopt=1,fs_noopt=1 --out flan-data
 """
+
+PATHS = ("natural_instructions", "cot", "cot_stand_ins", "muffin", "t0_sf", "jsonl")
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add the sub-command."""
     build = commands.add_parser(
         "build",
-        help="build raw Natural Instructions, Flan chain-of-thought or jsonl files",
+        help="build raw instruction data: files and folders of several formats",
         epilog=EXAMPLES,
         formatter_class=HelpFormatter,
     )
     build.add_argument(
-        "--natural-instructions", metavar="PATH", help="task file, or folder of task*.json"
+        "--natural-instructions",
+        metavar="PATH",
+        help="task file, folder of task*.json, or .jsonl(.gz|.xz) with a task per line",
     )
     build.add_argument("--cot", metavar="PATH", help="Flan CoT .tsv file, or folder of them")
+    build.add_argument(
+        "--cot-stand-ins", metavar="DIR", help="e-SNLI and QED files, for the CoT tasks of those"
+    )
+    build.add_argument(
+        "--muffin",
+        metavar="DIR",
+        help="sets of Muffin tasks: files of LLM-Adapters, O-LoRA, ARC, BoolQ and DrRepair",
+    )
+    build.add_argument(
+        "--t0-sf",
+        metavar="DIR",
+        help="promptsource templates.yaml files, with rows in DATASET[/SUBSET]/train*.jsonl",
+    )
     build.add_argument("--jsonl", metavar="PATH", help="prompt/target .jsonl file, or folder")
     build.add_argument(
         "--held-out",
@@ -37,6 +58,24 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         default=[],
         metavar="NAME",
         help="tasks to evaluate and not train on; @FILE takes those named in a file, one per line",
+    )
+    build.add_argument(
+        "--stand-ins",
+        action="store_true",
+        help="a --muffin set without a file to train on takes its test or development file",
+    )
+    build.add_argument(
+        "--input-inversion",
+        action="store_true",
+        help="every CoT task gets an inverted twin, cot_input_inversion_NAME",
+    )
+    build.add_argument(
+        "--settings",
+        nargs="+",
+        default=[],
+        metavar="MIXTURE:SETTING=SHARE,...",
+        help="shares of zs_opt, fs_opt, zs_noopt, fs_noopt among a mixture's prompts; for the "
+        "mixtures not named, those of the Flan collection",
     )
     build.add_argument("--examples-per-task", type=int, default=5000, metavar="N", help="at most")
     build.add_argument("--validation-per-task", type=int, default=20, metavar="N", help="at most")
@@ -49,20 +88,24 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     from flan_moe.data.build import BuildOptions, build_data_directory
+    from flan_moe.data.forms.shares import chosen_shares
     from flan_moe.data.raw_sources import RawOptions, raw_sources
 
-    paths = {
-        key: getattr(arguments, key)
-        for key in ("natural_instructions", "cot", "jsonl")
-        if getattr(arguments, key) is not None
-    }
+    paths = {key: getattr(arguments, key) for key in PATHS if getattr(arguments, key) is not None}
     options = RawOptions(
         evaluation=arguments.eval_per_task,
         validation=arguments.validation_per_task,
         examples=arguments.examples_per_task,
         seed=arguments.seed,
+        shares=chosen_shares(arguments.settings),
     )
-    sources = raw_sources(options, held_out=arguments.held_out, **paths)
+    sources = raw_sources(
+        options,
+        held_out=arguments.held_out,
+        stand_ins=arguments.stand_ins,
+        inversion=arguments.input_inversion,
+        **paths,
+    )
     build_data_directory(
         arguments.out,
         sources,

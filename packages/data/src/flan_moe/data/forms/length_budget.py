@@ -8,9 +8,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-BACK = 0.75  # of a length that was too long: what is tried next
-ONWARD = 1.1  # of a length that was fine, close to the limit: what is tried next
-CLOSE = 0.9
+BACK = 0.8  # of a length that was too long: what is tried next
+ONWARD = 1.03  # from prompt to prompt, so that one unusual text does not shorten all that follow
 
 
 class LengthBudget:
@@ -33,12 +32,11 @@ class LengthBudget:
         Args:
             candidates: Prompts, longest first.
         """
+        self._characters *= ONWARD
         for prompt, extra in candidates:
             if len(prompt) > self._characters:
                 continue
             if self._fits(prompt):
-                if len(prompt) > CLOSE * self._characters:
-                    self._characters *= ONWARD
                 return prompt, extra
             self._characters = BACK * len(prompt)
         return None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from flan_moe.data.template_types import FS_NOOPT, FS_OPT, TEMPLATE_TYPES, ZS_NOOPT, ZS_OPT
@@ -80,8 +80,8 @@ class FormShares:
 
 # google-research/FLAN, flan/v2/run_example.py: Flan 2021 and T0 are mixed from four settings in
 # equal parts; CoT and Natural Instructions have no form without options.
-_FOUR = MappingProxyType(dict.fromkeys((ZS_OPT, ZS_NOOPT, FS_OPT, FS_NOOPT), 0.25))
-_TWO = MappingProxyType({ZS_OPT: 0.5, FS_OPT: 0.5})
+_FOUR = dict.fromkeys((ZS_OPT, ZS_NOOPT, FS_OPT, FS_NOOPT), 0.25)
+_TWO = {ZS_OPT: 0.5, FS_OPT: 0.5}
 
 FLAN_SHARES: Mapping[str, FormShares] = MappingProxyType(
     {
@@ -107,3 +107,28 @@ MINI_SHARES = FormShares(
 def shares_of(mixture: str, chosen: Mapping[str, FormShares] | None = None) -> FormShares:
     """The shares of a mixture's tasks: the chosen ones, else those of the Flan collection."""
     return (chosen or {}).get(mixture) or FLAN_SHARES.get(mixture, OTHER_SHARES)
+
+
+def chosen_shares(texts: Iterable[str]) -> dict[str, FormShares]:
+    """Shares of mixtures written ``niv2:zs_opt=50,fs_opt=50``; the rest of them stays as it is.
+
+    Raises:
+        ValueError: A text is not so written, a mixture comes twice, or a share is out of range.
+    """
+    chosen: dict[str, FormShares] = {}
+    for text in texts:
+        mixture, _, listed = text.partition(":")
+        settings = {}
+        for item in listed.split(","):
+            name, _, share = item.partition("=")
+            try:
+                settings[name.strip()] = float(share)
+            except ValueError:
+                raise ValueError(
+                    f"settings: {text!r}: expected MIXTURE:SETTING=SHARE,... such as "
+                    "niv2:zs_opt=50,fs_opt=50"
+                ) from None
+        if mixture in chosen:
+            raise ValueError(f"settings: mixture {mixture!r} is given twice")
+        chosen[mixture] = replace(shares_of(mixture), settings=settings)
+    return chosen

@@ -1,6 +1,6 @@
-"""Answer-choice JSON as LLM-Adapters writes it: the options are inside one instruction text.
+r"""Answer-choice JSON as LLM-Adapters writes it: the options are inside one instruction text.
 
-A list of ``{"instruction": "...: QUESTION\\n\\nAnswer1: a Answer2: b\\n\\nAnswer format: ...",
+A list of ``{"instruction": "...: QUESTION\n\nAnswer1: a Answer2: b\n\nAnswer format: ...",
 "answer": "answer2"}``; the word is Answer, Solution or Option
 (github.com/AGI-Edgerunners/LLM-Adapters, ``dataset/``).
 """

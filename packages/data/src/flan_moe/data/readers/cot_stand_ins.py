@@ -160,7 +160,9 @@ def read_qed(file: Path) -> Iterator[Record | None]:
             continue
         question = f"{text_of(row, 'question_text', where).removesuffix('?').strip()}?"
         passage = _joined(text_of(row, "paragraph_text", where))
-        answers = [_span(one, "paragraph_reference", where) for one in _spans(note, "answer", where)]
+        answers = [
+            _span(one, "paragraph_reference", where) for one in _spans(note, "answer", where)
+        ]
         reasons = [f"The passage says: {_span(note, 'selected_sentence', where)}"]
         for pair in _spans(note, "referential_equalities", where):
             asked = _span(pair, "question_reference", where)

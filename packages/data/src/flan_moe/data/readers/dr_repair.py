@@ -75,4 +75,3 @@ def _lines(row: dict[str, Any], key: str, where: str) -> list[str]:
             raise RawDataError(f"{place}: expected an object with 'code' and 'indent'")
         texts.append(INDENT * line["indent"] + text_of(line, "code", place))
     return texts
-

@@ -1,7 +1,7 @@
 """Sentence/label JSON as O-LoRA writes it: a list of ``{"sentence", "label"}``.
 
-The parts of a problem stand behind small prefixes in the sentence
-(github.com/cmnfriend/O-LoRA, ``CL_Benchmark/``). One function per kind of sentence takes them apart.
+The parts of a problem stand behind small prefixes in the sentence; a pattern per kind of sentence
+takes them apart (github.com/cmnfriend/O-LoRA, ``CL_Benchmark/``).
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ def _form(pattern: str, labels: Mapping[str, str] | None, *bare: str) -> Sentenc
 
 _NLI = r"sentence 1:\s*(?P<premise>.*)\nsentence 2:\s*(?P<hypothesis>.*)"
 NLI = _form(_NLI, FOLLOWS, "premise", "hypothesis")
-NLI_TWO = _form(
-    _NLI, {"entailment": "yes", "contradiction": "no"}, "premise", "hypothesis"
-)
+NLI_TWO = _form(_NLI, {"entailment": "yes", "contradiction": "no"}, "premise", "hypothesis")
 QQP = _form(
     r"first sentence:\s*(?P<first>.*)\nsecond sentence:\s*(?P<second>.*)",
     TRUE_FALSE,
@@ -121,4 +119,3 @@ def read_sentence_label(file: Path, form: SentenceForm) -> Iterator[Record]:
             fields=tuple(fields.items()),
             options=tuple(answers.values()),
         )
-

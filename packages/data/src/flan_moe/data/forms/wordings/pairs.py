@@ -9,8 +9,7 @@ ENTAILMENT = Wordings(
         'Suppose that this is true: {premise}\nIs "{hypothesis}" true then?\n{options}',
         "Read the text and say whether the statement is true.\n\nText: {premise}\n\n"
         "Statement: {hypothesis}\n\n{options}",
-        "{premise}\n\nFrom this text alone, is the next sentence true?\n{hypothesis}\n"
-        "{options}",
+        "{premise}\n\nFrom this text alone, is the next sentence true?\n{hypothesis}\n{options}",
         "Sentence 1: {premise}\nSentence 2: {hypothesis}\nIs the second sentence true if the "
         "first is?\n{options}",
         "A reporter writes: {premise}\nA reader concludes: {hypothesis}\nIs the reader right?\n"

@@ -47,9 +47,7 @@ class Wordings:
         """Names of the places, ``options`` included."""
         return set(_PLACE.findall(self.zero_shot[0]))
 
-    def prompt(
-        self, fields: Mapping[str, str], options: Sequence[str] | None, style: Style
-    ) -> str:
+    def prompt(self, fields: Mapping[str, str], options: Sequence[str] | None, style: Style) -> str:
         """A problem in a style.
 
         Raises:

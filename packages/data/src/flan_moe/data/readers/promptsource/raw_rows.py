@@ -23,7 +23,9 @@ def raw_layouts(
             return CosERows(questions=questions[0], reasons=reasons[0])
     if dataset == "web_questions":
         parts = ("trainmodel.json", "val.json", "devtest.json")  # together, the training split
-        files = [file for part in parts for file in sorted(folder.rglob(f"web_questions/**/{part}"))]
+        files = [
+            file for part in parts for file in sorted(folder.rglob(f"web_questions/**/{part}"))
+        ]
         if files:
             return WebQuestionsRows(files=tuple(files))
     return None
@@ -74,7 +76,10 @@ class CosERows:
 
 @dataclass(frozen=True, kw_only=True)
 class WebQuestionsRows:
-    """WebQuestions as JSON lists of ``{"qId", "qText", "answers"}`` (brmson/dataset-factoid-webquestions)."""
+    """WebQuestions as JSON lists of ``{"qId", "qText", "answers"}``.
+
+    (github.com/brmson/dataset-factoid-webquestions)
+    """
 
     files: tuple[Path, ...]
 

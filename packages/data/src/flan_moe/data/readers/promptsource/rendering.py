@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from flan_moe.data.readers.promptsource.sandbox import CompiledTemplate, TemplateRefused
+from flan_moe.data.readers.promptsource.sandbox import CompiledTemplate, TemplateRefusedError
 from flan_moe.data.readers.promptsource.templates import PromptTemplate
 from flan_moe.data.readers.record import RawDataError
 
@@ -49,7 +49,7 @@ class PromptRenderer:
         try:
             self._text = CompiledTemplate(template.jinja)
             self._choices = template.answer_choices and CompiledTemplate(template.answer_choices)
-        except TemplateRefused as error:
+        except TemplateRefusedError as error:
             raise RawDataError(f"{self._where}: {error}") from error
         self.columns = self._text.columns - {"answer_choices"}
         if self._choices:
@@ -82,7 +82,7 @@ class PromptRenderer:
             rng: Of the template's own random choices.
 
         Raises:
-            TemplateTooCostly: The template works too much for one prompt.
+            TemplateTooCostlyError: The template works too much for one prompt.
             Exception: Whatever the template's own expressions raise for the row.
         """
         values = {

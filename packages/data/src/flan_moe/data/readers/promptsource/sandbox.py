@@ -1,8 +1,8 @@
 """Jinja for untrusted templates: few functions, no attributes of Python, bounded work.
 
-Jinja's own sandbox keeps templates from Python's internals, but lets them loop and grow without end.
-Here a template is parsed first and refused if it holds anything that prompts do not need; loops and
-everything that makes text longer are then counted (`Work`).
+Jinja's own sandbox keeps templates from Python's internals, but lets them loop and grow without
+end. Here a template is parsed first and refused if it holds anything that prompts do not need;
+loops and everything that makes text longer are then counted (`Work`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 from flan_moe.data.readers.promptsource.filters import highlight, most_frequent
-from flan_moe.data.readers.promptsource.work import TemplateTooCostly, Work
+from flan_moe.data.readers.promptsource.work import TemplateTooCostlyError, Work
 
 LONGEST_TEMPLATE = 20_000
 LARGEST_NUMBER = 1 << 64
@@ -51,8 +51,29 @@ PLAIN_FILTERS = (
 )
 METHODS: Mapping[type, frozenset[str]] = {
     str: frozenset(
-        "capitalize count endswith find index isdigit join lower lstrip partition replace rfind "
-        "rpartition rsplit rstrip split splitlines startswith strip title upper".split()
+        (
+            "capitalize",
+            "count",
+            "endswith",
+            "find",
+            "index",
+            "isdigit",
+            "join",
+            "lower",
+            "lstrip",
+            "partition",
+            "replace",
+            "rfind",
+            "rpartition",
+            "rsplit",
+            "rstrip",
+            "split",
+            "splitlines",
+            "startswith",
+            "strip",
+            "title",
+            "upper",
+        )
     ),
     list: frozenset(("count", "index")),
     tuple: frozenset(("count", "index")),
@@ -84,7 +105,7 @@ ALLOWED = (
 )
 
 
-class TemplateRefused(ValueError):
+class TemplateRefusedError(ValueError):
     """A template that cannot be run here; the message says why."""
 
 
@@ -95,12 +116,14 @@ class CompiledTemplate:
         source: Jinja.
 
     Raises:
-        TemplateRefused: It is no Jinja, or holds what prompts do not need.
+        TemplateRefusedError: It is no Jinja, or holds what prompts do not need.
     """
 
     def __init__(self, source: str) -> None:
         if len(source) > LONGEST_TEMPLATE:
-            raise TemplateRefused(f"{len(source)} characters; expected {LONGEST_TEMPLATE} at most")
+            raise TemplateRefusedError(
+                f"{len(source)} characters; expected {LONGEST_TEMPLATE} at most"
+            )
         self._environment = _Environment()
         try:
             tree = self._environment.parse(source)
@@ -108,7 +131,7 @@ class CompiledTemplate:
             _check(tree, self._environment)
             code = self._environment.compile(_Counted().visit(tree))
         except (TemplateError, SyntaxError, RecursionError, MemoryError) as error:
-            raise TemplateRefused(f"{type(error).__name__}: {error}") from error
+            raise TemplateRefusedError(f"{type(error).__name__}: {error}") from error
         self._template = self._environment.template_class.from_code(
             self._environment, code, self._environment.globals
         )
@@ -121,7 +144,7 @@ class CompiledTemplate:
             rng: Of the ``choice`` filter.
 
         Raises:
-            TemplateTooCostly: It works too much for one prompt.
+            TemplateTooCostlyError: It works too much for one prompt.
             Exception: Whatever the template's own expressions raise for the row.
         """
         self._environment.work, self._environment.rng = Work(), rng
@@ -158,12 +181,14 @@ class _Environment(ImmutableSandboxedEnvironment):
             self.work.measured(left)
             self.work.measured(right)
         elif not numbers or (operator == "**" and abs(right) > 64):
-            raise TemplateTooCostly(
+            raise TemplateTooCostlyError(
                 f"{type(left).__name__} {operator} {type(right).__name__} is not for prompts"
             )
         result = super().call_binop(context, operator, left, right)
         if isinstance(result, int) and abs(result) > LARGEST_NUMBER:
-            raise TemplateTooCostly(f"{operator}: a number above {LARGEST_NUMBER} is not for prompts")
+            raise TemplateTooCostlyError(
+                f"{operator}: a number above {LARGEST_NUMBER} is not for prompts"
+            )
         return result
 
     def is_safe_callable(self, obj: Any) -> bool:
@@ -215,11 +240,11 @@ def _check(tree: nodes.Template, environment: _Environment) -> None:
     for node in tree.find_all(nodes.Node):
         kind = type(node).__name__
         if not isinstance(node, ALLOWED) and kind not in ("And", "Or", "Not"):
-            raise TemplateRefused(f"line {node.lineno}: {kind} is not for prompts")
+            raise TemplateRefusedError(f"line {node.lineno}: {kind} is not for prompts")
         if isinstance(node, nodes.For) and node.recursive:
-            raise TemplateRefused(f"line {node.lineno}: a recursive loop is not for prompts")
+            raise TemplateRefusedError(f"line {node.lineno}: a recursive loop is not for prompts")
         if isinstance(node, nodes.Filter) and node.name not in environment.filters:
-            raise TemplateRefused(f"line {node.lineno}: no filter {node.name!r}")
+            raise TemplateRefusedError(f"line {node.lineno}: no filter {node.name!r}")
 
 
 class _Counted(NodeTransformer):

@@ -19,7 +19,7 @@ from flan_moe.data.readers.promptsource.templates import (
     TemplateFile,
     read_templates,
 )
-from flan_moe.data.readers.promptsource.work import TemplateTooCostly
+from flan_moe.data.readers.promptsource.work import TemplateTooCostlyError
 from flan_moe.data.readers.record import (
     RawDataError,
     RawTask,
@@ -89,9 +89,7 @@ def t0_tasks(folder: str | Path) -> list[T0Task]:
 
 def _rows(folder: Path, one: TemplateFile) -> tuple[tuple[Path, ...], Rows]:
     place = "/".join(part for part in (one.dataset, one.subset) if part)
-    files = sorted(
-        file for pattern in ROW_FILES for file in folder.rglob(f"{place}/{pattern}")
-    )
+    files = sorted(file for pattern in ROW_FILES for file in folder.rglob(f"{place}/{pattern}"))
     if files:
         return tuple(files), _JsonRows(files=tuple(files))
     found = raw_layouts(folder, one.dataset, one.subset)
@@ -132,7 +130,7 @@ def read_t0_task(task: T0Task, seed: int = 0) -> RawTask:
         renderer.check_columns(row)
         try:
             made = renderer.apply(row, Random(f"{seed}/{task.name}/{number}"))
-        except TemplateTooCostly as error:
+        except TemplateTooCostlyError as error:
             raise RawDataError(
                 f"{task.template.file}: template {task.template.name!r}: {error}, at {where}"
             ) from error

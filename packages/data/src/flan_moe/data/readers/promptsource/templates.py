@@ -77,7 +77,7 @@ def read_templates(file: str | Path) -> TemplateFile:
     file = Path(file)
     try:
         with file.open(encoding="utf-8") as stream:
-            record = yaml.load(stream, Loader=_Loader)  # noqa: S506 (a safe loader)
+            record = yaml.load(stream, Loader=_Loader)
     except FileNotFoundError:
         raise RawDataError(f"{file}: no such file") from None
     except UnicodeDecodeError as error:

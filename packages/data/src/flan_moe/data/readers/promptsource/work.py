@@ -9,7 +9,7 @@ MOST_WORK = 4_000_000
 PER_STEP = 16  # what one pass through a loop costs
 
 
-class TemplateTooCostly(ValueError):
+class TemplateTooCostlyError(ValueError):
     """A template wants to do more than a prompt can need."""
 
 
@@ -23,11 +23,11 @@ class Work:
         """Take from it, before the work is done.
 
         Raises:
-            TemplateTooCostly: Less than that is left.
+            TemplateTooCostlyError: Less than that is left.
         """
         self.left -= amount
         if self.left < 0:
-            raise TemplateTooCostly(
+            raise TemplateTooCostlyError(
                 f"it wants to do more than {MOST_WORK:,} characters of work on one row"
             )
 
