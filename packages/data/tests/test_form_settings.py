@@ -165,7 +165,7 @@ def test_a_problem_with_two_answers_never_shows_one_for_the_other():
 def test_the_suites_layout_is_among_the_few_shot_ones():
     forms = Counter()
     for example in examples(choices(600)):
-        kind, form, template = example.template.split("/")
+        kind, form, _ = example.template.split("/")
         forms[form] += 1
         if form == "few_shot" and kind == FS_OPT:
             blocks = example.prompt.split("\n\n\n\n")[0]

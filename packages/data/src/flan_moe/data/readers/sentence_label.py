@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flan_moe.data.readers.json_rows import json_rows, text_of
 from flan_moe.data.readers.record import RawDataError, Record
@@ -39,15 +40,28 @@ class SentenceForm:
             the groups ``a`` and ``b`` are the options, and the labels A and B name them.
         bare: Fields that make the bare problem; without the others, problems that are about the
             same give each other away.
+        asks: A field that gets the question mark it lacks in the file.
+        joined: Groups that make the field ``text`` together, a line each.
     """
 
     pattern: re.Pattern[str]
     labels: Mapping[str, str] | None
     bare: tuple[str, ...]
+    asks: str | None = None
+    joined: tuple[str, ...] = ()
+
+    def fields(self, groups: Mapping[str, str]) -> dict[str, str]:
+        """The fields of a problem, from the groups of its sentence."""
+        fields = {name: value.strip() for name, value in groups.items()}
+        if self.asks is not None:
+            fields[self.asks] = fields[self.asks].removesuffix("?").rstrip() + "?"
+        if self.joined:
+            fields["text"] = "\n".join(fields.pop(name) for name in self.joined)
+        return fields
 
 
-def _form(pattern: str, labels: Mapping[str, str] | None, *bare: str) -> SentenceForm:
-    return SentenceForm(pattern=re.compile(pattern, re.DOTALL), labels=labels, bare=bare)
+def _form(pattern: str, labels: Mapping[str, str] | None, *bare: str, **more: Any) -> SentenceForm:
+    return SentenceForm(pattern=re.compile(pattern, re.DOTALL), labels=labels, bare=bare, **more)
 
 
 _NLI = r"sentence 1:\s*(?P<premise>.*)\nsentence 2:\s*(?P<hypothesis>.*)"
@@ -60,7 +74,7 @@ QQP = _form(
     "second",
 )
 SENTIMENT = _form(r"(?:Text: )?(?P<text>.*)", GOOD_BAD, "text")
-TOPIC = _form(r"Title: (?P<title>.*?)\nText: (?P<body>.*)", NEWS, "title", "body")
+TOPIC = _form(r"Title: (?P<title>.*?)\nText: (?P<body>.*)", NEWS, "text", joined=("title", "body"))
 WIC = _form(
     r"word: (?P<word>[^\n]*)\n(?P<first>[^\n]*)\n(?P<second>.*)",
     TRUE_FALSE,
@@ -80,6 +94,7 @@ BOOLQ = _form(
     TRUE_FALSE,
     "passage",
     "question",
+    asks="question",
 )
 COPA = _form(
     r'Which sentence is the (?P<asked>cause|effect) of "(?P<premise>.*)"\? Choose one between A '
@@ -103,18 +118,13 @@ def read_sentence_label(file: Path, form: SentenceForm) -> Iterator[Record]:
                 f"{where}: sentence: expected {form.pattern.pattern!r}; got "
                 f"{row['sentence'][:80]!r}"
             )
-        fields = {name: value.strip() for name, value in found.groupdict().items()}
+        fields = form.fields(found.groupdict())
         answers = form.labels or {"A": fields.pop("a"), "B": fields.pop("b")}
         label = text_of(row, "label", where)
         if label not in answers:
             raise RawDataError(f"{where}: label is {label!r}; expected one of {sorted(answers)}")
-        if "question" in fields and form is BOOLQ:
-            fields["question"] += "" if fields["question"].endswith("?") else "?"
-        if form is TOPIC:
-            fields = {"text": f"{fields['title']}\n{fields['body']}"}
-        bare = form.bare if form is not TOPIC else ("text",)
         yield Record(
-            input="\n".join(fields[name] for name in bare),
+            input="\n".join(fields[name] for name in form.bare),
             targets=(answers[label],),
             fields=tuple(fields.items()),
             options=tuple(answers.values()),
