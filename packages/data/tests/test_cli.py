@@ -43,7 +43,7 @@ def test_the_printed_build_examples_work(tmp_path, monkeypatch):
     text = run("build", "--help").stdout
     (data,) = (line for line in text.splitlines() if line.strip().startswith("seq "))
     subprocess.run(data, shell=True, check=True)
-    own, flan = examples_in(text)
+    own, flan, four = examples_in(text)
     assert cli.main(shlex.split(own)[1:]) == 0
     assert cli.main(["verify", "echo-data"]) == 0
     for folder, name in (("tasks", "task1_x.json"), ("splits/default", "test_tasks.txt")):
@@ -54,6 +54,25 @@ def test_the_printed_build_examples_work(tmp_path, monkeypatch):
         rows = "".join(f"What is {i}?\t{i}\tIt is {i}.\n" for i in range(40))
         (tmp_path / "FLAN/flan/v2/cot_data" / name).write_text(rows)
     assert cli.main(shlex.split(flan)[1:]) == 0
+    (tmp_path / "sets/SST-2").mkdir(parents=True)
+    rows = [{"sentence": f"Film {i}.", "label": ("Good", "Bad")[i % 2]} for i in range(120)]
+    (tmp_path / "sets/SST-2/train.json").write_text(json.dumps(rows))
+    (tmp_path / "promptsource-and-rows/fish").mkdir(parents=True)
+    template = "{name: ask, jinja: '{{ question }} ||| {{ answer }}'}"
+    (tmp_path / "promptsource-and-rows/fish/templates.yaml").write_text(
+        f"dataset: fish\ntemplates:\n  a: !Template {template}\n"
+    )
+    rows = "".join(json.dumps({"question": f"q{i}", "answer": f"a{i}"}) + "\n" for i in range(40))
+    (tmp_path / "promptsource-and-rows/fish/train.jsonl").write_text(rows)
+    assert cli.main(shlex.split(four)[1:]) == 0
+    tables = {
+        name: json.loads((tmp_path / "flan-four/train" / name / "tasks.json").read_text())["tasks"]
+        for name in ("muffin", "t0_sf", "cot")
+    }
+    assert [task["name"] for task in tables["t0_sf"]] == ["fish_ask"]
+    assert "cot_input_inversion_gsm8k" in [task["name"] for task in tables["cot"]]
+    (sst2,) = tables["muffin"]
+    assert sst2["types"]["zs_opt"] == pytest.approx(2 * sst2["types"]["zs_noopt"], abs=3)
 
 
 def test_show_and_tasks_tell_what_is_there(mini, capsys):

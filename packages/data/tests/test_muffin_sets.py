@@ -12,8 +12,8 @@ from flan_moe.data.readers.muffin import SETS, muffin_files, read_muffin_task
 
 CHOOSE = "Please choose the correct"
 ARC_ROW = {
-    "instruction": f"{CHOOSE} answer to the question: What is wet: this?\n\n"
-    "Answer1: fire Answer2: a: sea\n\nAnswer format: answer1/answer2",
+    "instruction": f"{CHOOSE} answer to the question: Wet: what?\n\n"
+    + "Answer1: fire Answer2: a: sea\n\nAnswer format: answer1/answer2",
     "answer": "answer2",
 }
 PIQA_ROW = {
@@ -22,8 +22,8 @@ PIQA_ROW = {
     "answer": "solution1",
 }
 WINOGRANDE_ROW = {
-    "instruction": f"{CHOOSE} answer to fill in the blank to complete the given sentence: Al hit Bo "
-    "so _ cried.\n\nOption1: Al Option2: Bo Answer format: option1/option2",
+    "instruction": f"{CHOOSE} answer to fill in the blank to complete the given sentence: Al hit "
+    "Bo so _ cried.\n\nOption1: Al Option2: Bo Answer format: option1/option2",
     "answer": "option2",
 }
 ARC_ORIGINAL = {
@@ -54,8 +54,8 @@ CASES = [
         "ARC-Easy/train.json",
         ARC_ROW,
         "arc_easy",
-        "What is wet: this?",
-        {"question": "What is wet: this?"},
+        "Wet: what?",
+        {"question": "Wet: what?"},
         ("fire", "a: sea"),
         "a: sea",
     ),

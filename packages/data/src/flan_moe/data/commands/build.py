@@ -18,7 +18,7 @@ with checkouts of allenai/natural-instructions and google-research/FLAN:
 
 with sets for Muffin and T0-SF as well, and the four settings of Muffin's prompts in other shares:
   flan-moe-data build --muffin sets --t0-sf promptsource-and-rows --cot FLAN/flan/v2/cot_data \\
-      --input-inversion --settings muffin:zs_opt=2,fs_opt=2,zs_noopt=1,fs_noopt=1 --out flan-data
+      --input-inversion --settings muffin:zs_opt=2,fs_opt=2,zs_noopt=1,fs_noopt=1 --out flan-four
 """
 
 PATHS = ("natural_instructions", "cot", "cot_stand_ins", "muffin", "t0_sf", "jsonl")
