@@ -123,10 +123,15 @@ def read_esnli(
         yield Record(
             input=f"{premise}\n{hypothesis}",
             targets=(FOLLOWS[label],),
-            rationale=explanation[0].upper() + explanation[1:],
+            rationale=_sentence(explanation),
             fields=(("premise", premise), ("hypothesis", hypothesis)),
             options=tuple(FOLLOWS.values()),
         )
+
+
+def _sentence(text: str) -> str:
+    """A capital first, a full stop last: the answer will follow."""
+    return text[0].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
 def _lines(file: Path) -> list[str]:
