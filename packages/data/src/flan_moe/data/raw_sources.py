@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from random import Random
 
@@ -16,12 +17,15 @@ from flan_moe.data.readers import (
     RawTask,
     Record,
     cot_files,
+    cot_task_name,
     jsonl_files,
+    jsonl_task_name,
     natural_instructions_files,
     read_cot_task,
     read_jsonl_task,
     read_natural_instructions_task,
 )
+from flan_moe.data.readers.location import RawFile
 from flan_moe.data.suite import EXEMPLARS, SuiteItem
 from flan_moe.data.task_source import TaskContent, TaskSource
 
@@ -64,6 +68,7 @@ def raw_sources(
     natural_instructions: str | Path | None = None,
     cot: str | Path | None = None,
     jsonl: str | Path | None = None,
+    templated: str | Path | None = None,
     held_out: Iterable[str] = (),
 ) -> list[TaskSource]:
     """The tasks found in files or folders of the three raw formats.
@@ -73,6 +78,7 @@ def raw_sources(
         natural_instructions: A task file, or a folder of them; mixture ``niv2``.
         cot: A Flan chain-of-thought ``.tsv`` file, or a folder of them; mixture ``cot``.
         jsonl: A ``.jsonl`` file, or a folder of them; mixture ``jsonl``.
+        templated: A spool of templated rows, made by ``ingest``.
         held_out: Names of tasks that are evaluated and not trained on. ``@FILE`` stands for the
             names in a file, one per line, such as a split of Natural Instructions; those that are
             not among the tasks are passed over.
@@ -86,12 +92,13 @@ def raw_sources(
         ("cot", cot, cot_files, read_cot_task),
         ("jsonl", jsonl, jsonl_files, read_jsonl_task),
     )
+    names = {"cot": cot_task_name, "jsonl": jsonl_task_name}
     named, listed = _held_out_names(held_out)
     apart = named | listed
     sources = []
     for mixture, path, find, read in formats:
         for file in find(path) if path is not None else ():
-            name = f"cot_{file.stem.removesuffix('_train')}" if mixture == "cot" else file.stem
+            name = names.get(mixture, attrgetter("stem"))(file)
             sources.append(
                 TaskSource(
                     name=name,
@@ -101,8 +108,12 @@ def raw_sources(
                     open=partial(_open, mixture, read, file, options, name in apart),
                 )
             )
+    if templated is not None:
+        from flan_moe.data.templated_sources import templated_sources
+
+        sources += templated_sources(templated, options, held_out=apart)
     if not sources:
-        raise ValueError("no raw data: give natural_instructions, cot or jsonl")
+        raise ValueError("no raw data: give natural_instructions, cot, jsonl or templated")
     unknown = sorted(named - {source.name for source in sources})
     if unknown:
         raise ValueError(f"held_out: no task {unknown[0]!r} among the {len(sources)} found")
@@ -130,8 +141,8 @@ def _listed(file: Path) -> list[str]:
 
 def _open(
     mixture: str,
-    read: Callable[[Path], RawTask],
-    file: Path,
+    read: Callable[[RawFile], RawTask],
+    file: RawFile,
     options: RawOptions,
     held_out: bool,
     fits: Callable[[str], bool],

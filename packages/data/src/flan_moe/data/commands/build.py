@@ -27,10 +27,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         formatter_class=HelpFormatter,
     )
     build.add_argument(
-        "--natural-instructions", metavar="PATH", help="task file, or folder of task*.json"
+        "--natural-instructions",
+        metavar="PATH",
+        help="task file, or folder of task*.json; this and "
+        "the next two also as an address that fsspec opens",
     )
     build.add_argument("--cot", metavar="PATH", help="Flan CoT .tsv file, or folder of them")
-    build.add_argument("--jsonl", metavar="PATH", help="prompt/target .jsonl file, or folder")
+    build.add_argument("--jsonl", metavar="PATH", help="prompt/target .jsonl(.gz) file, or folder")
+    build.add_argument("--templated", metavar="SPOOL", help="what ingest made of templated dumps")
     build.add_argument(
         "--held-out",
         nargs="+",
@@ -53,7 +57,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
     paths = {
         key: getattr(arguments, key)
-        for key in ("natural_instructions", "cot", "jsonl")
+        for key in ("natural_instructions", "cot", "jsonl", "templated")
         if getattr(arguments, key) is not None
     }
     options = RawOptions(

@@ -12,31 +12,36 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from flan_moe.data.readers.location import (
+    RawFile,
+    as_file,
+    files_under,
+    has_folder,
+    inside,
+)
 from flan_moe.data.readers.record import (
     RawDataError,
     RawTask,
     Record,
-    files_under,
     keep_usable,
     refuse_surrogates,
 )
 
 
-def natural_instructions_files(path: str | Path) -> list[Path]:
+def natural_instructions_files(path: str | Path) -> list[RawFile]:
     """The task files of a folder (or of its ``tasks`` folder), or the one file given."""
-    path = Path(path)
-    if (path / "tasks").is_dir():
-        path /= "tasks"
+    if not str(path).endswith(".json") and has_folder(path, "tasks"):
+        path = inside(path, "tasks")
     return files_under(path, "task*.json", "a Natural Instructions task file")
 
 
-def read_natural_instructions_task(file: str | Path) -> RawTask:
+def read_natural_instructions_task(file: str | RawFile) -> RawTask:
     """Read a task file; the task is named after it.
 
     Raises:
         RawDataError: The file is truncated, not JSON, or not a task; names the record.
     """
-    file = Path(file)
+    file = as_file(file)
     task = _parse(file)
     definition = "\n".join(_texts(task, "Definition", file)).strip()
     examples = tuple(
@@ -59,7 +64,7 @@ def read_natural_instructions_task(file: str | Path) -> RawTask:
     )
 
 
-def _parse(file: Path) -> dict[str, Any]:
+def _parse(file: RawFile) -> dict[str, Any]:
     try:
         task = json.loads(file.read_bytes())
     except FileNotFoundError:
@@ -78,13 +83,13 @@ def _parse(file: Path) -> dict[str, Any]:
     return task
 
 
-def _list(task: dict[str, Any], key: str, file: Path) -> list[Any]:
+def _list(task: dict[str, Any], key: str, file: RawFile) -> list[Any]:
     if not isinstance(task.get(key), list):
         raise RawDataError(f"{file}: {key}: missing or not a list; expected a list")
     return task[key]
 
 
-def _texts(task: dict[str, Any], key: str, file: Path) -> list[str]:
+def _texts(task: dict[str, Any], key: str, file: RawFile) -> list[str]:
     texts = _list(task, key, file)
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise RawDataError(f"{file}: {key}: expected one or more non-empty strings")
@@ -92,7 +97,7 @@ def _texts(task: dict[str, Any], key: str, file: Path) -> list[str]:
     return texts
 
 
-def _records(task: dict[str, Any], key: str, file: Path) -> Iterator[Record]:
+def _records(task: dict[str, Any], key: str, file: RawFile) -> Iterator[Record]:
     for number, entry in enumerate(_list(task, key, file)):
         where = f"{file}: {key}[{number}]"
         if not isinstance(entry, dict) or not isinstance(entry.get("input"), str):
