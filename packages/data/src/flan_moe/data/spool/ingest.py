@@ -6,7 +6,6 @@ how many there are. ``spool.json`` is written when all files are in.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import multiprocessing
 import os
@@ -15,11 +14,12 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from flan_moe.data.directory_lock import locked_directory
 from flan_moe.data.readers.errors import RawDataError
 from flan_moe.data.readers.layouts import TRAIN, FlanNaming, TaskNaming
 from flan_moe.data.readers.location import fingerprint
@@ -122,7 +122,7 @@ def ingest(
     files = _found(locations)
     _check_directory(spool)
     (spool / PARTS).mkdir(parents=True, exist_ok=True)
-    with _locked(spool):
+    with locked_directory(spool):
         _check_settings(spool, options)
         done = _finished(spool, files)
         missing = [file for file in files if part_key(str(file.file)) not in done]
@@ -165,19 +165,6 @@ def _check_directory(spool: Path) -> None:
         raise FileExistsError(f"{spool} is not empty and no spool; choose another place")
     if spool.exists() and not spool.is_dir():
         raise FileExistsError(f"{spool} is not a directory; choose another place")
-
-
-@contextmanager
-def _locked(spool: Path) -> Iterator[None]:
-    lock = os.open(spool / ".lock", os.O_CREAT | os.O_RDWR)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BlockingIOError(f"{spool}: another process is writing to it") from None
-        yield
-    finally:
-        os.close(lock)
 
 
 def _check_settings(spool: Path, options: IngestOptions) -> None:
