@@ -166,6 +166,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(folder, tmp_path, quiet):
     assert contents(spool) == contents(tmp_path / "at-once")
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc"), reason="tells ended processes by /proc")
 def test_workers_end_with_a_killed_parent(tmp_path, dump):
     for number in range(4):
         records = [dump.submix(row) for row in dump.rows("task", count=60_000)]
@@ -194,6 +195,29 @@ def test_workers_end_with_a_killed_parent(tmp_path, dump):
         time.sleep(0.01)
 
 
+def test_an_interrupted_run_ends_soon_and_cleans_up(tmp_path, dump):
+    records = [dump.submix(row) for row in dump.rows("task", count=60_000)]
+    for number in range(4):
+        dump.write_rows(tmp_path / "in" / f"{number}.jsonl", records)
+    arguments = ["ingest", "--from", tmp_path / "in", "--out", tmp_path / "spool", "--workers", "2"]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "flan_moe.data.cli", *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "spool").glob("parts/.*.tmp")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(run.pid, signal.SIGINT)  # as a terminal does
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert "Traceback" not in err
+    assert "interrupted" in err
+    assert not list((tmp_path / "spool").glob("parts/.*.tmp"))
+
+
 def _alive(pid):
     try:
         os.kill(pid, 0)
@@ -201,6 +225,32 @@ def _alive(pid):
         return False
     with open(f"/proc/{pid}/stat") as stat:
         return stat.read().rpartition(")")[2].split()[0] != "Z"
+
+
+DYING = """
+import os, signal, sys
+from flan_moe.data.spool.ingest import IngestOptions, ingest
+def naming(labels):
+    os.kill(os.getpid(), signal.SIGKILL)
+if __name__ == "__main__":
+    try:
+        ingest([sys.argv[1]], sys.argv[2], IngestOptions(workers=2, naming=naming))
+    except ValueError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+def test_a_worker_that_dies_ends_the_run(folder, tmp_path):
+    """As where the system ends a process for lack of memory."""
+    (tmp_path / "run.py").write_text(DYING)
+    run = subprocess.run(
+        [sys.executable, tmp_path / "run.py", folder, tmp_path / "s"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.stderr.splitlines()[-1].startswith("RawDataError: a worker process died")
+    assert not list((tmp_path / "s").glob("parts/.*.tmp"))
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"flan-moe-data: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("flan-moe-data: interrupted; nothing was left under the final name", file=sys.stderr)
+        print("flan-moe-data: interrupted; nothing unfinished has its final name", file=sys.stderr)
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -266,7 +266,7 @@ def naming(url: str) -> Iterator[None]:
     """
     try:
         yield
-    except RawDataError:
+    except (RawDataError, TypeError, AttributeError, NameError):  # the last three: a fault of ours
         raise
     except FileNotFoundError:
         raise RawDataError(f"{url}: no such file") from None
@@ -315,5 +315,7 @@ def _remote_files(
     if below:
         names = filesystem.find(path)
     else:
-        names = [entry["name"] for entry in filesystem.ls(path) if entry["type"] == "file"]
+        names = [
+            entry["name"] for entry in filesystem.ls(path, detail=True) if entry["type"] == "file"
+        ]
     return [file for file in _addresses(filesystem, names) if _matches(file.name, patterns)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 
 from flan_moe.data.readers.errors import RawDataError
 from flan_moe.data.readers.location import RawFile
+
+LONGEST_LINE = 1 << 26  # bytes; more is no line of text, and has no place in memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,15 +94,18 @@ def whole_lines(file: RawFile) -> Iterator[tuple[int, str]]:
     ends in ``.gz`` is decompressed; its own checks then tell whether it is whole.
 
     Raises:
-        RawDataError: The file is missing, damaged or out of reach, a line is not UTF-8, or the last
-            line has no end, which is how a truncated file looks.
+        RawDataError: The file is missing, damaged or out of reach, a line is not UTF-8 or has no
+            end in sight, or the last line has no end, which is how a truncated file looks.
     """
     packed = file.name.endswith(".gz")
     number = 0
     try:
         with file.open("rb") as raw:
-            stream = gzip.GzipFile(fileobj=raw) if packed else raw
-            for number, line in enumerate(stream, start=1):
+            stream = io.BufferedReader(gzip.GzipFile(fileobj=raw)) if packed else raw
+            while line := stream.readline(LONGEST_LINE + 1):
+                number += 1
+                if len(line) > LONGEST_LINE:
+                    raise RawDataError(f"{file}:{number}: longer than {LONGEST_LINE} bytes")
                 if not packed and not line.endswith(b"\n"):
                     raise RawDataError(
                         f"{file}:{number}: the last line has no line end; the file is truncated"

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -128,14 +129,14 @@ def ingest(
         missing = [file for file in files if part_key(str(file.file)) not in done]
         if missing:
             (spool / SPOOL_FILE).unlink(missing_ok=True)
-        for leftover in (spool / PARTS).glob(".*.tmp"):
-            leftover.unlink()
+        _remove_leftovers(spool)
         shown = progress(len(files), len(files) - len(missing))
         try:
             for record in _read_all(missing, spool / PARTS, options, shown):
                 done[record.key] = record
         finally:
             shown.close()
+            _remove_leftovers(spool)
         records = [done[part_key(str(file.file))] for file in files]
         result = _summary(records)
         if not result.kept:
@@ -165,6 +166,12 @@ def _check_directory(spool: Path) -> None:
         raise FileExistsError(f"{spool} is not empty and no spool; choose another place")
     if spool.exists() and not spool.is_dir():
         raise FileExistsError(f"{spool} is not a directory; choose another place")
+
+
+def _remove_leftovers(spool: Path) -> None:
+    """What a process was writing when it was killed. We hold the lock: nobody writes now."""
+    for file in (spool / PARTS).glob(".*.tmp"):
+        file.unlink(missing_ok=True)
 
 
 def _check_settings(spool: Path, options: IngestOptions) -> None:
@@ -289,6 +296,19 @@ def _work(file: TemplatedFile, parts: Path, options: IngestOptions) -> PartRecor
     return read_part(file, parts, options, _report_or_stop)
 
 
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Processes started meanwhile never see an interrupt; this one sees it afterwards.
+
+    A terminal interrupts the whole group, but it is the parent that tells its workers to stop.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _read_parallel(
     files: Sequence[TemplatedFile],
     parts: Path,
@@ -302,9 +322,10 @@ def _read_parallel(
         workers, mp_context=context, initializer=_start_worker, initargs=(rows, stop)
     )
     try:
-        pending: dict[Future[PartRecord], TemplatedFile] = {
-            pool.submit(_work, file, parts, options): file for file in files
-        }
+        with _interrupts_blocked():
+            pending: dict[Future[PartRecord], TemplatedFile] = {
+                pool.submit(_work, file, parts, options): file for file in files
+            }
         while pending:
             done, _ = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
             while not rows.empty():
@@ -315,8 +336,8 @@ def _read_parallel(
                     record = future.result()
                 except BrokenProcessPool as error:
                     raise RawDataError(
-                        "a worker process died, perhaps for lack of memory; run again to go on "
-                        "with the files that are missing, with fewer workers"
+                        "a worker process died, perhaps for lack of memory, or for a naming that "
+                        "it cannot import; run again to go on with the files that are missing"
                     ) from error
                 progress.file(str(file.file), record.read, record.kept)
                 yield record
