@@ -183,7 +183,7 @@ def test_a_dead_web_server_is_named(raw, web):
         lambda: templated_files(dead),
         lambda: natural_instructions_files(dead),
     ):
-        with pytest.raises(RawDataError, match=rf"{dead}\S*: "):
+        with pytest.raises(RawDataError, match=rf"{dead}\S*: cannot be read \(\w+: "):
             read()
     with pytest.raises(RawDataError, match=r"gone\.jsonl: no such file"):
         read_jsonl_task(f"{web}/gone.jsonl")

@@ -268,11 +268,19 @@ def naming(url: str) -> Iterator[None]:
         yield
     except (RawDataError, TypeError, AttributeError, NameError):  # the last three: a fault of ours
         raise
-    except FileNotFoundError:
-        raise RawDataError(f"{url}: no such file") from None
     except Exception as error:
-        what = " ".join(str(error).split()) or "no reason given"
-        raise RawDataError(f"{url}: cannot be read ({type(error).__name__}: {what})") from error
+        if isinstance(error, FileNotFoundError) and _answered(error.__cause__):
+            raise RawDataError(f"{url}: no such file") from None
+        # fsspec also calls a file missing when its server could not be asked.
+        reason = (isinstance(error, FileNotFoundError) and error.__cause__) or error
+        what = " ".join(str(reason).split()) or "no reason given"
+        raise RawDataError(f"{url}: cannot be read ({type(reason).__name__}: {what})") from error
+
+
+def _answered(cause: BaseException | None) -> bool:
+    """Whether a missing file is what the store said, and not what became of a failure."""
+    missing = cause is None or isinstance(cause, FileNotFoundError)
+    return missing or getattr(cause, "status", None) in (404, 410) or hasattr(cause, "response")
 
 
 def _matches(name: str, patterns: tuple[str, ...] | list[str]) -> bool:
