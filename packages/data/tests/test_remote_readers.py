@@ -167,6 +167,28 @@ def check_spool(raw, remote, tmp_path, workers):
     assert "3 of 3 files are in the spool already" in (tmp_path / "progress").read_text()
 
 
+def names_of(pattern):
+    return [file.file.name for file in templated_files(pattern)]
+
+
+def check_patterns(root):
+    assert names_of(f"{root}/dump/*/*.jsonl*") == ["train-0.jsonl", "train-0.jsonl.gz"]
+    assert names_of(f"{root}/**/train-*.parquet") == ["train-0.parquet"]
+    with pytest.raises(RawDataError, match=r"expected a \.parquet, \.jsonl or"):
+        names_of(f"{root}/dump/*.parquet")
+
+
+def test_patterns(raw, web):
+    check_patterns(raw)
+    check_patterns(web)
+    with pytest.raises(RawDataError, match=r"cannot be read"):
+        names_of(f"http://127.0.0.1:{free_port()}/dump/*.parquet")
+
+
+def test_patterns_in_an_s3_store(store):
+    check_patterns(store)
+
+
 def test_remote_tasks_are_sources(web):
     sources = raw_sources(RawOptions(), natural_instructions=f"{web}/ni", cot=f"{web}/cot")
     assert [source.name for source in sources] == ["task0_a", "task1_a", "cot_sums"]
@@ -188,6 +210,20 @@ def test_a_dead_web_server_is_named(raw, web):
     with pytest.raises(RawDataError, match=r"gone\.jsonl: no such file"):
         read_jsonl_task(f"{web}/gone.jsonl")
     assert read_jsonl_task(file).read == 30
+
+
+def test_a_folder_that_cannot_be_listed_is_named(web, monkeypatch):
+    """Not left out: its files would be missing without a word."""
+    listed = Handler.list_directory
+
+    def list_directory(self, path):
+        return (
+            self.send_error(500) if str(path).rstrip("/").endswith("data") else listed(self, path)
+        )
+
+    monkeypatch.setattr(Handler, "list_directory", list_directory)
+    with pytest.raises(RawDataError, match=r"dump: cannot be read .*500"):
+        templated_files(f"{web}/dump")
 
 
 def free_port():

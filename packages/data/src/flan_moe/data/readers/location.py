@@ -26,7 +26,7 @@ BUFFER_BYTES = 1 << 20
 SEQUENTIAL_PROTOCOLS = ("http", "https")
 # What the stores of fsspec call the tag, hash or date of a file.
 VERSION_KEYS = ("ETag", "etag", "md5", "LastModified", "Last-Modified", "updated", "mtime")
-GLOB_SIGNS = "*"  # a question mark starts the query of a web address
+GLOB_SIGN = "*"  # a question mark starts the query of a web address
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def files_below(location: str | Path, patterns: tuple[str, ...], what: str) -> l
     if isinstance(place, Path):
         if place.is_file():
             return [place]
-        if any(sign in str(location) for sign in GLOB_SIGNS):
+        if GLOB_SIGN in str(location):
             files = _local_glob(place)
         else:
             files = sorted(
@@ -314,16 +314,44 @@ def _remote_files(
     place: RemoteFile, patterns: tuple[str, ...] | list[str], *, below: bool
 ) -> list[RawFile]:
     filesystem, path = filesystem_of(place.url)
-    if any(sign in place.url for sign in GLOB_SIGNS):
-        return list(_addresses(filesystem, filesystem.glob(path)))
+    if GLOB_SIGN in place.url:
+        return list(_addresses(filesystem, _globbed(filesystem, path)))
     if _is_remote_file(place, patterns):
         return [place]
     if place.protocol in SEQUENTIAL_PROTOCOLS:
         path = path.rstrip("/") + "/"
-    if below:
-        names = filesystem.find(path)
-    else:
-        names = [
-            entry["name"] for entry in filesystem.ls(path, detail=True) if entry["type"] == "file"
-        ]
+    names = _listed(filesystem, path, below=below)
     return [file for file in _addresses(filesystem, names) if _matches(file.name, patterns)]
+
+
+def _globbed(filesystem: AbstractFileSystem, pattern: str) -> list[str]:
+    """The files that match; as `_listed` and unlike fsspec's, it leaves no folder out."""
+    import re
+
+    from fsspec.utils import glob_translate
+
+    root = pattern[: pattern.index(GLOB_SIGN)].rpartition("/")[0] + "/"
+    matches = re.compile(glob_translate(pattern)).match
+    return [name for name in _listed(filesystem, root, below=True) if matches(name)]
+
+
+def _listed(filesystem: AbstractFileSystem, path: str, *, below: bool) -> list[str]:
+    """The files of a folder, or of all folders below; fails where a folder cannot be listed.
+
+    `AbstractFileSystem.find` leaves such folders out without a word.
+    """
+    names: list[str] = []
+    folders, seen = [path], {path.rstrip("/")}
+    while folders:
+        folder = folders.pop()
+        for entry in filesystem.ls(folder, detail=True):
+            name = entry["name"].rstrip("/")
+            # Lists of web servers also lead upwards and elsewhere.
+            if not name.startswith(folder.rstrip("/") + "/") or name in seen:
+                continue
+            seen.add(name)
+            if entry["type"] == "file":
+                names.append(name)
+            elif below:
+                folders.append(entry["name"])
+    return names
