@@ -94,6 +94,15 @@ def test_every_task_with_nothing_says_why(registry):
     assert reasons["rte"] == "in no sub-mixture"
 
 
+def test_epochs_differ_by_setting_where_the_data_do(registry):
+    # 900 samples in halves: 450 of 10 zero-shot ones, 450 of 90 few-shot ones.
+    spec = one(template_shares={"zs_opt": 0.5, "fs_opt": 0.5})
+    tasks = [size("cot_creak", 100, zs_opt=10, fs_opt=90)]
+    (task,) = explain_mixture(spec, tasks, samples=900, registry=registry).tasks
+    assert task.epochs == pytest.approx(9)
+    assert task.type_epochs == pytest.approx({"zs_opt": 45, "fs_opt": 5})
+
+
 def test_held_out_tasks_are_known_by_any_of_their_names():
     tasks = [size("cot_aqua"), size("cot_input_inversion_aqua"), size("stream_creak"), size("mine")]
     for held_out in (["@aqua", "cot_creak"], ["stream_aqua", "stream_aqua_ii", "stream_creak"]):
@@ -153,6 +162,7 @@ def test_the_command_prints_sums_or_tasks_as_text_json_or_csv(mini, capsys):
     text = run("--explain", "flan2022", mini, "--samples", 500)
     assert "expected among 500 samples" in text
     assert "weekday" in text
+    assert "no task for dialog; the others divide the weight" in text
     record = json.loads(run("--explain", "cot", "--json"))
     rows = list(csv.DictReader(run("--explain", "cot", "--csv").splitlines()))
     assert len(rows) == len(record["tasks"])

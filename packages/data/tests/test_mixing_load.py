@@ -1,6 +1,8 @@
 """Mixtures as YAML: what is read, and what is refused and how."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flan_moe.data.mixing.load import load_mixture, preset_names
 from flan_moe.data.mixing.spec import MixtureSpec, SubMixture
@@ -145,7 +147,7 @@ def replaced(old, new):
         (replaced("name: mine", "name: [mine"), r"mine\.yaml:\d+: not YAML"),
         (GOOD + "---\nname: two\n", r"mine\.yaml:16: not YAML"),
         (replaced("cap: 3_000", "cap: 99999999999999999999"), r":10: .*at most 64 bits"),
-        (replaced("a mixture", "!!python/object/apply:os.getcwd []"), r":3: "),
+        (replaced("a mixture", "!!python/object/apply:os.getcwd []"), r":3: tag .*getcwd"),
         ("", r"mine\.yaml:1: is None; expected keys and values"),
         ("- name\n", r"mine\.yaml:1: is a list; expected keys and values"),
         ("name: x\n", r"mine\.yaml:1: sub_mixtures is missing"),
@@ -178,6 +180,16 @@ def test_a_few_lines_of_aliases_do_not_fill_the_memory(write):
         load_mixture(write("\n".join(lines)))
     with pytest.raises(ValueError, match="at most 1,048,576"):
         load_mixture(write("name: " + "x" * (1 << 20)))
+
+
+@given(st.integers(0, len(GOOD)), st.integers(0, 20), st.text(alphabet="ab:-[]{}&*!?|>#'\" \n1.%@"))
+def test_whatever_is_written_there_is_a_mixture_or_one_error(tmp_path_factory, at, cut, text):
+    path = tmp_path_factory.getbasetemp() / "damaged.yaml"
+    path.write_text(GOOD[:at] + text + GOOD[at + cut :])
+    try:
+        assert isinstance(load_mixture(path), MixtureSpec)
+    except ValueError as error:
+        assert str(error).startswith(str(path))  # noqa: PT017
 
 
 def test_what_is_no_mixture_is_named(tmp_path):

@@ -15,6 +15,8 @@ MAX_BYTES = 1 << 20
 MAX_VALUES = 50_000
 """Values with aliases written out: a few lines of aliases can stand for billions."""
 
+_PLAIN_TAGS = ("tag:yaml.org,2002:seq", "tag:yaml.org,2002:map")
+
 Path = tuple[str | int, ...]
 """Keys and indices from the root to a value."""
 
@@ -182,6 +184,8 @@ def _read(
     if id(node) in above:
         raise ValueError(f"{name}:{line}: an alias that contains itself")
     above |= {id(node)}
+    if isinstance(node, yaml.CollectionNode) and node.tag not in _PLAIN_TAGS:
+        raise ValueError(f"{name}:{line}: tag {node.tag!r}; expected plain lists and mappings")
     if isinstance(node, yaml.SequenceNode):
         return [
             _read(loader, child, (*path, index), name, lines, above)

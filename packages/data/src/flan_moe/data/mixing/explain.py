@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flan_moe.data.mixing.apply import apply_mixture, held_out_reasons
@@ -19,12 +19,14 @@ class ExplainedTask:
         share: What it gets.
         samples: Expected number of its samples among those asked for.
         epochs: How often each of its samples is then seen, on average.
+        type_epochs: Setting, then the same for the samples of that setting; empty if unknown.
         reason: Why it gets nothing; empty if it gets something.
     """
 
     share: TaskShare
     samples: float
     epochs: float
+    type_epochs: Mapping[str, float]
     reason: str
 
 
@@ -102,6 +104,9 @@ def explain_mixture(
             share=share,
             samples=share.share * samples,
             epochs=share.share * samples / share.task.count,
+            type_epochs={
+                name: part * samples / share.task.types[name] for name, part in share.types.items()
+            },
             reason="" if share.share > 0 else _reason(spec, share, reasons.get(share.task.name)),
         )
         for share in shares

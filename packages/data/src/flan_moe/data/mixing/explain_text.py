@@ -27,6 +27,9 @@ def explanation_lines(explanation: Explanation, *, tasks: bool) -> Iterator[str]
             f"  {sub.name:<18} {sub.weight:>8g} {sub.tasks:>6,} {sub.held_out:>8,} {sub.size:>12,} "
             f"{sub.share:>8.3%} {sub.samples:>12,.1f} {sub.epochs:>8.4f}"
         )
+    idle = [sub.name for sub in explanation.sub_mixtures if sub.weight > 0 and not sub.tasks]
+    if idle:
+        yield f"  no task for {', '.join(idle)}; the others divide the weight"
     if tasks:
         yield ""
         yield from _task_lines(explanation)
@@ -43,18 +46,20 @@ def _task_lines(explanation: Explanation) -> Iterator[str]:
     yield (
         f"  {'task':<{width}} {'sub-mixture':<18} {'size':>10} {'rate':>9} {'share':>9} "
         f"{'samples':>11} {'epochs':>8}"
+        f"{'  epochs by setting' if any(task.type_epochs for task in explanation.tasks) else ''}"
     )
     for task in explanation.tasks:
         share = task.share
         start = (
             f"  {share.task.name:<{width}} {share.sub_mixture or '-':<18} {share.task.count:>10,}"
         )
+        by_setting = "".join(f"  {name} {seen:.4f}" for name, seen in task.type_epochs.items())
         if task.reason:
             yield f"{start} {task.reason}"
         else:
             yield (
                 f"{start} {share.rate:>9,.0f} {share.share:>9.4%} {task.samples:>11,.1f} "
-                f"{task.epochs:>8.4f}"
+                f"{task.epochs:>8.4f}{by_setting}"
             )
 
 
@@ -94,5 +99,13 @@ def _record(task: ExplainedTask) -> dict[str, Any]:
         "epochs": task.epochs,
         "held_out": share.held_out,
         "reason": task.reason,
-        "types": dict(share.types),
+        "types": {
+            name: {
+                "size": share.task.types[name],
+                "share": part,
+                "samples": part * task.samples / share.share,
+                "epochs": task.type_epochs[name],
+            }
+            for name, part in share.types.items()
+        },
     }
