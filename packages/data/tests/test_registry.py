@@ -115,6 +115,15 @@ def test_what_is_known_of_a_task(registry):
     assert {"Central Khmer", "Japanese"} < set(listed.languages)
 
 
+def test_provenance_leaves_out_what_is_not_known(registry):
+    assert registry["stream_qed"].provenance == {
+        "source": "qed",
+        "type": "Passage-Based Question Answering / NLI",
+        "licence": "CC BY-SA 3.0; GFDL",
+    }
+    assert "licence" not in registry["aeslc"].provenance
+
+
 def test_what_the_release_lacks(registry):
     assert names(task for task in registry if not task.released) == [
         "trivia_qa_wiki_missing",

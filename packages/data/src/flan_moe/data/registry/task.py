@@ -71,6 +71,16 @@ class RegisteredTask:
         """Its name, then its aliases."""
         return (self.name, *self.aliases)
 
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Source, type and licence as text, to be stored with data; without what is not known."""
+        values = {
+            "source": self.source,
+            "type": "; ".join(self.types),
+            "licence": "; ".join(self.licences),
+        }
+        return {key: value for key, value in values.items() if value}
+
 
 _LISTS = ("types", "aliases", "licences", "languages")
 
