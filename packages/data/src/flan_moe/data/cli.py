@@ -18,7 +18,17 @@ EXAMPLES = """examples (they work as printed, one after the other):
   flan-moe-data verify mini-flan
 """
 
-COMMANDS = ("mini", "fetch", "ingest", "build", "tasks", "show", "verify")
+COMMANDS = (
+    "mini",
+    "fetch",
+    "ingest",
+    "build",
+    "tasks",
+    "mix",
+    "show",
+    "verify",
+    "leaks",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
