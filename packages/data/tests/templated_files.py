@@ -5,7 +5,7 @@ import json
 
 SETTINGS = ("zs_opt", "zs_noopt", "fs_opt", "fs_noopt")
 SOURCES = {"muffin": "Flan2021", "t0_sf": "P3", "niv2": "NIv2", "cot": "CoT"}
-SPELT = {"rte": "glue/rte:2.0.0"}  # how a dump spells the name of a task
+SPELT = {"rte": "super_glue/rte:1.0.2"}  # how a dump spells the name of a task
 
 
 def rows(task, mixture="muffin", count=12):

@@ -21,7 +21,8 @@ from flan_moe.data.readers import (
 )
 from flan_moe.data.readers.location import RemoteFile, as_file, fingerprint
 from flan_moe.data.readers.templated import read_templated_rows, templated_files
-from flan_moe.data.spool.ingest import IngestOptions, ingest
+from flan_moe.data.spool.ingest import ingest
+from flan_moe.data.spool.options import IngestOptions
 from flan_moe.data.spool.progress import Progress
 from flan_moe.data.spool.reader import spool_tasks
 

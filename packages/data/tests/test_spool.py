@@ -17,7 +17,8 @@ from flan_moe.data.raw_sources import RawOptions, raw_sources
 from flan_moe.data.readers import RawDataError
 from flan_moe.data.readers.layouts import FlanNaming
 from flan_moe.data.shards import read_mds
-from flan_moe.data.spool.ingest import IngestOptions, ingest
+from flan_moe.data.spool.ingest import ingest
+from flan_moe.data.spool.options import IngestOptions
 from flan_moe.data.spool.part import PartWriter, read_blocks
 from flan_moe.data.spool.progress import Progress
 from flan_moe.data.spool.reader import spool_tasks
@@ -68,7 +69,7 @@ def test_every_row_is_under_its_task(folder, tmp_path, quiet):
     tasks = spool_tasks(tmp_path / "spool")
     assert [(task.mixture, task.task, task.count) for task in tasks] == [
         ("cot", "cot_gsm8k", 60),
-        ("muffin", "glue_rte", 60),
+        ("muffin", "rte", 60),
         ("niv2", "task1_a", 60),
         ("t0_sf", "quail_x", 60),
     ]
@@ -134,6 +135,7 @@ def test_a_file_that_changed_is_read_again(folder, tmp_path, quiet, dump):
 KILLED = """
 import os, signal, sys
 from flan_moe.data.spool import ingest, part
+from flan_moe.data.spool.options import IngestOptions
 commit, done = part.PartWriter.commit, []
 def killed(self, *arguments):
     if len(done) == 2:
@@ -142,7 +144,7 @@ def killed(self, *arguments):
     done.append(commit(self, *arguments))
     return done[-1]
 part.PartWriter.commit = killed
-ingest.ingest([sys.argv[1]], sys.argv[2], ingest.IngestOptions(workers=1))
+ingest.ingest([sys.argv[1]], sys.argv[2], IngestOptions(workers=1))
 """
 
 
@@ -229,7 +231,8 @@ def _alive(pid):
 
 DYING = """
 import os, signal, sys
-from flan_moe.data.spool.ingest import IngestOptions, ingest
+from flan_moe.data.spool.ingest import ingest
+from flan_moe.data.spool.options import IngestOptions
 def naming(labels):
     os.kill(os.getpid(), signal.SIGKILL)
 if __name__ == "__main__":
@@ -340,7 +343,7 @@ def test_a_spool_builds_into_a_data_directory(folder, tmp_path, quiet):
     entries = {task["name"]: task for task in read_manifest(out).tasks}
     assert {name: (e["train"], e["validation"], e["eval"]) for name, e in entries.items()} == {
         "cot_gsm8k": (30, 5, 0),
-        "glue_rte": (30, 5, 0),
+        "rte": (30, 5, 0),
         "task1_a": (30, 5, 0),
         "quail_x": (0, 0, 10),
     }
@@ -353,7 +356,7 @@ def test_a_spool_builds_into_a_data_directory(folder, tmp_path, quiet):
         }
         for split in ("train", "validation")
     )
-    assert {("glue_rte", prompt) for prompt in trained | checked} <= known
+    assert {("rte", prompt) for prompt in trained | checked} <= known
     assert not trained & checked
     with pytest.raises(ValueError, match="held_out: no task 'nothing'"):
         raw_sources(options, templated=spool, held_out=["nothing"])

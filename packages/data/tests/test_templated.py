@@ -35,9 +35,9 @@ def test_layouts_with_labels_in_the_row(tmp_path, layout, container, dump):
         tmp_path / f"part-0.{container}", [getattr(dump, layout)(row) for row in expected]
     )
     found = read(file)
-    # The dump spells the task's name glue/rte:2.0.0.
+    # The dump spells the task's name super_glue/rte:1.0.2.
     assert [(r.mixture, r.task, r.prompt, r.target) for r in found] == [
-        ("muffin", "glue_rte", row["prompt"], row["target"]) for row in expected
+        ("muffin", "rte", row["prompt"], row["target"]) for row in expected
     ]
     index = "" if layout == "submix" else "/{index}"
     assert [r.template for r in found] == [
@@ -224,13 +224,23 @@ def labels(**given):
 
 
 def test_naming():
-    naming = FlanNaming(aliases={"task074_squad1": "task074_squad1.1_question_generation"})
+    naming = FlanNaming()
     place = naming(labels(task="task074_squad1", setting="fs_opt"))
     assert (place.task, place.mixture, place.setting) == (
         "task074_squad1.1_question_generation",
         "niv2",
         "fs_opt",
     )
+    for task, source, name in (
+        ("cot_gsm8k_ii", "CoT", "cot_input_inversion_gsm8k"),
+        ("wiki_qa_Is_This_True_", "P3", "wiki_qa_Is_This_True_"),
+        ("bool_q:1.0.0", "Flan2021", "bool_q"),
+        ("bool_q:1.0.0", "CoT", "bool_q"),  # not the registered one, which is in another mixture
+        ("my/own:1.2", "Flan2021", "my_own"),
+    ):
+        assert naming(labels(task=task, source=source, setting="zs_opt")).task == name
+    mine = FlanNaming(aliases={"my/own:1.2": "bool_q"})
+    assert mine(labels(task="my/own:1.2", setting="zs_opt")).task == "bool_q"
     assert naming(labels(task="::", source="P3")) == "unusable task name '::'"
     assert naming(labels(setting="zs_opt")) == "unknown task source ''"
     assert FlanNaming(mixture="muffin", setting="zs_opt")(labels()).mixture == "muffin"

@@ -53,7 +53,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     from flan_moe.data.readers.layouts import FlanNaming
-    from flan_moe.data.spool.ingest import IngestOptions, ingest
+    from flan_moe.data.spool.ingest import ingest
+    from flan_moe.data.spool.options import IngestOptions
 
     naming = FlanNaming(mixture=arguments.mixture, setting=arguments.template_type)
     options = IngestOptions(naming=naming, splits=tuple(arguments.split), workers=arguments.workers)

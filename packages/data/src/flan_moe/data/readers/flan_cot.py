@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from flan_moe.data.readers.location import RawFile, as_file, files_under
+from flan_moe.data.readers.listing import files_under
+from flan_moe.data.readers.location import RawFile, as_file
 from flan_moe.data.readers.record import (
     RawDataError,
     RawTask,

@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from flan_moe.data.readers.location import RawFile, as_file, files_under
+from flan_moe.data.readers.listing import files_under
+from flan_moe.data.readers.location import RawFile, as_file
 from flan_moe.data.readers.record import (
     RawDataError,
     RawTask,

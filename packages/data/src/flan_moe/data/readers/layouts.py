@@ -10,9 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from flan_moe.data.readers.errors import RawDataError
 from flan_moe.data.template_types import TEMPLATE_TYPES, ZS_OPT
+
+if TYPE_CHECKING:
+    from flan_moe.data.registry import RegisteredTask, Registry
 
 TRAIN = "train"
 OTHER_SPLITS = ("validation", "valid", "val", "dev", "test", "eval")
@@ -167,9 +172,10 @@ TaskNaming = Callable[[RowLabels], StoredTask | str]
 class FlanNaming:
     """The naming for the known dumps.
 
-    The setting comes from the row or else from the path (``flan_zs_noopt_train.jsonl.gz``,
-    ``niv2_fsopt_data``); tasks of the ``_10templates`` dump and P3 are zero-shot with options. The
-    mixture comes from the row, the path, or, for P3 and Natural Instructions, the task's name.
+    A task that the registry knows, by whatever spelling, takes the registry's name; another one a
+    plain form of its own. The setting comes from the row or else from the path
+    (``flan_zs_noopt_train.jsonl.gz``, ``niv2_fsopt_data``); tasks of the ``_10templates`` dump and
+    P3 are zero-shot with options. The mixture comes from the row, the path, or the task's name.
 
     Attributes:
         aliases: Another spelling of a task's name, then the name.
@@ -198,15 +204,25 @@ class FlanNaming:
         name = self.aliases.get(name, name)
         if not name or not name[0].isalnum():
             return f"unusable task name {_short(labels.task)}"
-        mixture = self._mixture(labels, name)
+        known = self._registry.find(self.aliases.get(labels.task, labels.task))
+        known = known or self._registry.find(name)
+        mixture = self._mixture(labels, name, known)
         if mixture is None:
             return f"unknown task source {_short(labels.source)}"
+        if known is not None and known.mixture == mixture:
+            name = known.name
         setting = self._setting(labels)
         if setting is None:
             return f"unknown template type {_short(labels.setting)}"
         return StoredTask(task=name, mixture=mixture, setting=setting)
 
-    def _mixture(self, labels: RowLabels, name: str) -> str | None:
+    @cached_property
+    def _registry(self) -> Registry:
+        from flan_moe.data.registry import load_registry
+
+        return load_registry()
+
+    def _mixture(self, labels: RowLabels, name: str, known: RegisteredTask | None) -> str | None:
         if labels.source:
             return SOURCES.get(plain_name(labels.source).lower())
         for part in reversed(labels.path):
@@ -214,6 +230,8 @@ class FlanNaming:
             for length in (2, 1):
                 if (mixture := SOURCES.get("_".join(words[:length]))) is not None:
                     return mixture
+        if known is not None:
+            return known.mixture
         if _NATURAL_INSTRUCTION.match(name):
             return "niv2"
         return "muffin" if _TEMPLATES.search(labels.task) else self.mixture

@@ -12,13 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flan_moe.data.readers.location import (
-    RawFile,
-    as_file,
-    files_under,
-    has_folder,
-    inside,
-)
+from flan_moe.data.readers.listing import files_under, has_folder, inside
+from flan_moe.data.readers.location import RawFile, as_file
 from flan_moe.data.readers.record import (
     RawDataError,
     RawTask,

@@ -24,7 +24,8 @@ from flan_moe.data.readers.layouts import (
     find_layout,
     split_of,
 )
-from flan_moe.data.readers.location import RawFile, RemoteFile, as_file, files_below
+from flan_moe.data.readers.listing import files_below
+from flan_moe.data.readers.location import RawFile, RemoteFile, as_file
 from flan_moe.data.readers.parquet import read_parquet_rows
 from flan_moe.data.readers.record import refuse_surrogates, whole_lines
 from flan_moe.data.template_types import ZS_OPT

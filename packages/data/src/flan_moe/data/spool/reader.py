@@ -11,7 +11,8 @@ from typing import Any
 
 from flan_moe.data.json_types import check_types
 from flan_moe.data.readers.errors import RawDataError
-from flan_moe.data.spool.ingest import PARTS, SPOOL_FILE, VERSION
+from flan_moe.data.spool.ingest import PARTS, SPOOL_FILE
+from flan_moe.data.spool.options import VERSION
 from flan_moe.data.spool.part import Block, read_blocks, read_record
 
 
