@@ -168,6 +168,29 @@ def test_a_killed_run_goes_on_and_ends_the_same(folder, tmp_path, quiet):
     assert contents(spool) == contents(tmp_path / "at-once")
 
 
+FULL = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400))
+from flan_moe.data.cli import main
+sys.exit(main(["ingest", "--from", sys.argv[1], "--out", sys.argv[2], "--workers", sys.argv[3]]))
+"""
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_full_disk_is_named_and_leaves_nothing_half_written(folder, tmp_path, quiet, workers):
+    """The system's own limit on the size of files, which fails as a full disk does."""
+    spool = tmp_path / "spool"
+    run = subprocess.run(
+        [sys.executable, "-c", FULL, folder, spool, workers], capture_output=True, text=True
+    )
+    assert run.returncode == 1
+    assert f"{spool}/parts: cannot be written: File too large" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not [name for name in os.listdir(spool / "parts") if name.startswith(".")]
+    assert not list(spool.glob("parts/*.json"))
+    assert ingest([folder], spool, ALONE, progress=quiet).kept == 240
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc"), reason="tells ended processes by /proc")
 def test_workers_end_with_a_killed_parent(tmp_path, dump):
     for number in range(4):

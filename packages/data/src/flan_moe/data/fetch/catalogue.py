@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from flan_moe.data.json_types import check_types
 
+ENTRIES = "entries"
 SUFFIX = ".json"
 
 
@@ -99,7 +100,7 @@ class CatalogueEntry:
 
 def entry_names() -> list[str]:
     """The names of all entries, sorted."""
-    names = (item.name for item in files(__package__).joinpath("catalogue").iterdir())
+    names = (item.name for item in files(__package__).joinpath(ENTRIES).iterdir())
     return sorted(name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX))
 
 
@@ -111,7 +112,7 @@ def read_entry(name: str) -> CatalogueEntry:
     """
     if name not in (known := entry_names()):
         raise ValueError(f"{name!r} is not in the catalogue; expected one of {', '.join(known)}")
-    text = files(__package__).joinpath("catalogue", name + SUFFIX).read_text("utf-8")
+    text = files(__package__).joinpath(ENTRIES, name + SUFFIX).read_text("utf-8")
     return parse_entry(json.loads(text), f"catalogue entry {name}")
 
 

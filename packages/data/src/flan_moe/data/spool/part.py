@@ -13,6 +13,7 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from json.encoder import encode_basestring
 from pathlib import Path
@@ -145,9 +146,10 @@ class PartWriter:
             sha256: Of the input file, where known.
         """
         self._flush()
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-        self._stream.close()
+        with self._writing():
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+            self._stream.close()
         record = PartRecord(
             source=self._source,
             source_bytes=fingerprint["bytes"],
@@ -167,21 +169,34 @@ class PartWriter:
                 for mixture, task in sorted(self._blocks)
             ),
         )
-        os.replace(self._temporary, self._directory / f"{self._key}.rows")
-        self._temporary.write_text(json.dumps(asdict(record), ensure_ascii=False) + "\n", "utf-8")
-        os.replace(self._temporary, self._directory / f"{self._key}.json")
+        text = json.dumps(asdict(record), ensure_ascii=False) + "\n"
+        with self._writing():
+            os.replace(self._temporary, self._directory / f"{self._key}.rows")
+            self._temporary.write_text(text, "utf-8")
+            os.replace(self._temporary, self._directory / f"{self._key}.json")
         return record
 
     def discard(self) -> None:
         """Remove what was written; nothing of it has its final name."""
-        self._stream.close()
+        with suppress(OSError):  # what a full disk did not take
+            self._stream.close()
         self._temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                error.errno, f"{self._directory}: cannot be written: {error.strerror}"
+            ) from error
 
     def _flush(self) -> None:
         for key in sorted(self._held):
             lines = self._held[key]
             block = zlib.compress(b"\n".join(lines), COMPRESSION)
-            self._stream.write(block)
+            with self._writing():
+                self._stream.write(block)
             self._hash.update(block)
             self._blocks.setdefault(key, []).append(Block(self._offset, len(block), len(lines)))
             self._offset += len(block)
