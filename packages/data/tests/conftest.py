@@ -1,6 +1,8 @@
 """A small built mini-Flan, shared by the tests that only read it."""
 
 import shutil
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
 import pytest
 
@@ -34,3 +36,13 @@ def mini_copy(mini, tmp_path):
 def rebuild():
     """The function that built it."""
     return build_mini
+
+
+@pytest.fixture(scope="session")
+def dump():
+    """Writers of templated rows in every layout: the functions of ``templated_files.py``."""
+    file = Path(__file__).with_name("templated_files.py")
+    spec = spec_from_file_location(file.stem, file)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -88,8 +88,22 @@ def test_show_and_tasks_tell_what_is_there(mini, capsys):
     packed = capsys.readouterr().out
     assert "32 examples in" in packed
     assert "[2] " in packed
-    assert cli.main(["tasks"]) == 0
+    assert cli.main(["tasks", "--mini"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 24
+    assert cli.main(["tasks"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "1,838 tasks"
+
+
+@pytest.mark.parametrize("command", ["tasks", "mix"])
+def test_the_printed_examples_of_listings_work(command, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    commands = [line for line in examples_in(capsys.readouterr().out) if "DIR" not in line]
+    assert len(commands) >= 4
+    for line in commands:
+        assert cli.main(shlex.split(line)[1:]) == 0, line
+        assert len(capsys.readouterr().out.splitlines()) > 2, line
 
 
 @pytest.mark.parametrize(

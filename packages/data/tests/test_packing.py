@@ -6,7 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flan_moe.data.packing import PackedCollator, best_fit_decreasing, pack_examples
+from flan_moe.data.packing import (
+    PackedCollator,
+    assign_rows,
+    choose_target_budget,
+    pack_examples,
+)
 
 BUDGET = (24, 10)
 lengths = st.lists(st.tuples(st.integers(1, 24), st.integers(1, 10)), min_size=1, max_size=40)
@@ -85,15 +90,17 @@ def test_layout_of_the_batch(sizes):
 @settings(deadline=None)
 @given(lengths)
 def test_rows_obey_both_budgets_and_are_no_more_than_needed(sizes):
-    rows = best_fit_decreasing(sizes, BUDGET)
+    rows = assign_rows(sizes, BUDGET)
     assert sorted(index for row in rows for index in row) == list(range(len(sizes)))
     for side, limit in enumerate(BUDGET):
         assert all(sum(sizes[index][side] for index in row) <= limit for row in rows)
-    # Best fit opens a row only when an example fits no open one: no two rows could be merged.
-    for i, first in enumerate(rows):
-        for second in rows[i + 1 :]:
-            both = [sizes[index] for index in (*first, second[0])]
-            assert any(sum(size[side] for size in both) > BUDGET[side] for side in (0, 1))
+    # A row is closed only when nothing that is left fits: no example fits an earlier row.
+    used = [[sum(sizes[index][side] for index in row) for side in (0, 1)] for row in rows]
+    for number, row in enumerate(rows):
+        for index in row:
+            for earlier in used[:number]:
+                sums = [earlier[side] + sizes[index][side] for side in (0, 1)]
+                assert any(sums[side] > BUDGET[side] for side in (0, 1))
 
 
 @settings(deadline=None)
@@ -105,19 +112,49 @@ def test_packing_is_a_function_of_the_batch(sizes):
         assert torch.equal(first[key], second[key])
 
 
-def test_packing_fills_rows_with_flan_like_lengths():
-    rng = np.random.default_rng(0)
-    sizes = [
-        (int(s), int(t))
-        for s, t in zip(
-            rng.lognormal(4, 0.6, 512).clip(5, 256),
-            rng.lognormal(1.8, 0.8, 512).clip(2, 64),
-            strict=True,
-        )
-    ]
-    rows = best_fit_decreasing(sizes, (256, 64))
-    fill = sum(size[0] for size in sizes) / (256 * len(rows))
-    assert fill > 0.9
+def flan_like(count, seed=0):
+    """Lengths with the quantiles of zero- and few-shot Natural Instructions (1,461 tasks)."""
+    rng = np.random.default_rng(seed)
+    inputs = rng.lognormal(5.14, 0.75, count).clip(16, 4000).astype(int)
+    targets = rng.lognormal(1.9, 1.35, count).clip(2, 1500).astype(int)
+    return np.stack([inputs, targets], axis=1)
+
+
+def test_packing_fills_both_budgets_with_flan_like_lengths():
+    lengths = flan_like(256 * 40)
+    chosen = choose_target_budget(lengths, 2048)
+    budget = (2048, chosen.max_target_tokens)
+    filled, rows = np.zeros(2), 0
+    for batch in lengths.reshape(40, 256, 2):
+        kept = batch[(batch <= budget).all(1)]
+        filled += kept.sum(0)
+        rows += len(assign_rows(kept, budget))
+    encoder, decoder = filled / (rows * np.array(budget))
+    assert encoder > 0.96
+    assert decoder > 0.8
+    assert chosen.overlong < 0.03
+
+
+def test_the_decoder_budget_is_the_largest_that_is_filled():
+    # 0.97 * 100 / 10 = 9.7 examples of 5 tokens fill 48.5 of 48 tokens, and 0.87 of 56.
+    chosen = choose_target_budget([(10, 5)] * 50, 100, fill=0.86)
+    assert chosen.max_target_tokens == 56
+    assert chosen.fill == pytest.approx(48.5 / 56)
+    assert chosen.overlong == chosen.lost == 0
+
+
+def test_the_decoder_budget_grows_rather_than_leave_out_too_much():
+    # A row holds 9.7 examples: 66.9 target tokens with the long ones, 19.4 without.
+    lengths = [(10, 2)] * 95 + [(10, 100)] * 5
+    filled = choose_target_budget(lengths, 100, fill=0.95)
+    assert (filled.max_target_tokens, filled.overlong) == (16, pytest.approx(0.05))
+    assert filled.lost == pytest.approx(500 / 690)
+    longer = choose_target_budget(lengths, 100, fill=0.95, most_overlong=0.02)
+    assert (longer.max_target_tokens, longer.overlong) == (104, 0)
+    with pytest.raises(ValueError, match=r"max_input_tokens is 9: 100.00% of the inputs"):
+        choose_target_budget(lengths, 9, most_overlong=0.05)
+    with pytest.raises(ValueError, match="fill is 2"):
+        choose_target_budget(lengths, 9, fill=2)
 
 
 def test_without_packing_each_example_has_its_row():

@@ -1,5 +1,6 @@
 """Readers of the raw formats: what they keep, what they count, how they refuse."""
 
+import gzip
 import json
 
 import pytest
@@ -7,10 +8,12 @@ import pytest
 from flan_moe.data.readers import (
     RawDataError,
     cot_files,
+    jsonl_files,
     natural_instructions_files,
     read_cot_task,
     read_jsonl_task,
     read_natural_instructions_task,
+    record,
 )
 from flan_moe.data.readers.flan_cot import read_cot_rows
 
@@ -176,3 +179,21 @@ def test_a_missing_file_is_named(tmp_path):
     for read in (read_cot_task, read_natural_instructions_task, read_jsonl_task):
         with pytest.raises(RawDataError, match="gone: no such file"):
             read(tmp_path / "gone")
+
+
+def test_compressed_jsonl_is_read_as_plain(tmp_path):
+    rows = [{"prompt": f"p{i}", "target": "t"} for i in range(50)]
+    text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    (tmp_path / "mine.jsonl.gz").write_bytes(gzip.compress(text))
+    (file,) = jsonl_files(tmp_path)
+    task = read_jsonl_task(file)
+    assert (task.name, len(task.records)) == ("mine", 50)
+    file.write_bytes(gzip.compress(text)[:-30])
+    with pytest.raises(RawDataError, match=r"mine\.jsonl\.gz:\d+: the gzip file is truncated"):
+        read_jsonl_task(file)
+
+
+def test_a_line_without_end_in_sight_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "LONGEST_LINE", 100)
+    with pytest.raises(RawDataError, match=r"x\.jsonl:1: longer than 100 bytes"):
+        read_jsonl_task(write(tmp_path / "x.jsonl", "x" * 101 + "\n"))

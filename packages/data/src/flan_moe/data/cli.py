@@ -18,7 +18,17 @@ EXAMPLES = """examples (they work as printed, one after the other):
   flan-moe-data verify mini-flan
 """
 
-COMMANDS = ("mini", "build", "tasks", "show", "verify")
+COMMANDS = (
+    "mini",
+    "fetch",
+    "ingest",
+    "build",
+    "tasks",
+    "mix",
+    "show",
+    "verify",
+    "leaks",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"flan-moe-data: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("flan-moe-data: interrupted; nothing was left under the final name", file=sys.stderr)
+        print("flan-moe-data: interrupted; nothing unfinished has its final name", file=sys.stderr)
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)

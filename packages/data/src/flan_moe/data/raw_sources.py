@@ -33,6 +33,7 @@ def raw_sources(
     muffin: str | Path | None = None,
     t0_sf: str | Path | None = None,
     jsonl: str | Path | None = None,
+    templated: str | Path | None = None,
     held_out: Iterable[str] = (),
     stand_ins: bool = False,
     inversion: bool = False,
@@ -50,6 +51,7 @@ def raw_sources(
         muffin: A folder with sets that Muffin tasks are made of; mixture ``muffin``.
         t0_sf: A folder with promptsource templates and rows for them; mixture ``t0_sf``.
         jsonl: A ``.jsonl`` file, or a folder of them; mixture ``jsonl``.
+        templated: A spool of templated rows, made by ``ingest``.
         held_out: Names of tasks that are evaluated and not trained on. ``@FILE`` stands for the
             names in a file, one per line, such as a split of Natural Instructions; those that are
             not among the tasks are passed over.
@@ -90,9 +92,14 @@ def raw_sources(
                     open=partial(_open_inverted, found, options),
                 )
             )
+    if templated is not None:
+        from flan_moe.data.templated_sources import templated_sources
+
+        sources += templated_sources(templated, options, held_out=named | listed)
     if not sources:
         raise ValueError(
-            "no raw data: give natural_instructions, cot, cot_stand_ins, muffin, t0_sf or jsonl"
+            "no raw data: give natural_instructions, cot, cot_stand_ins, muffin, t0_sf, jsonl or "
+            "templated"
         )
     unknown = sorted(named - {source.name for source in sources})
     if unknown:

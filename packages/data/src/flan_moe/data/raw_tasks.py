@@ -10,7 +10,9 @@ from pathlib import Path
 from flan_moe.data.readers import (
     RawTask,
     cot_files,
+    cot_task_name,
     jsonl_files,
+    jsonl_task_name,
     natural_instructions_files,
     read_cot_task,
     read_jsonl_task,
@@ -18,6 +20,7 @@ from flan_moe.data.readers import (
 )
 from flan_moe.data.readers.cot_stand_ins import cot_stand_ins as find_cot_stand_ins
 from flan_moe.data.readers.cot_stand_ins import read_cot_stand_in
+from flan_moe.data.readers.location import RawFile
 from flan_moe.data.readers.muffin import muffin_files, read_muffin_task
 from flan_moe.data.readers.natural_instructions_lines import (
     holds_task_lines,
@@ -40,7 +43,7 @@ class FoundTask:
 
     name: str
     mixture: str
-    files: tuple[Path, ...]
+    files: tuple[RawFile, ...]
     read: Callable[[], RawTask] = field(repr=False)
 
 
@@ -79,7 +82,7 @@ def found_tasks(
         yield from _natural_instructions(natural_instructions)
     for file in cot_files(cot) if cot is not None else ():
         yield FoundTask(
-            name=f"cot_{file.stem.removesuffix('_train')}",
+            name=cot_task_name(file),
             mixture="cot",
             files=(file,),
             read=partial(read_cot_task, file),
@@ -93,7 +96,10 @@ def found_tasks(
         )
     for file in jsonl_files(jsonl) if jsonl is not None else ():
         yield FoundTask(
-            name=file.stem, mixture="jsonl", files=(file,), read=partial(read_jsonl_task, file)
+            name=jsonl_task_name(file),
+            mixture="jsonl",
+            files=(file,),
+            read=partial(read_jsonl_task, file),
         )
 
 

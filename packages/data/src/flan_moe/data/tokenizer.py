@@ -1,7 +1,8 @@
 """Tokenizers: train one on the data, load any Hugging Face one, fingerprint, encode.
 
-A trained tokenizer is byte-level BPE, so every text comes back exactly from its ids: newlines,
-braces and bytes never seen in training included. Three choices help small models. Each digit is a
+A trained tokenizer is byte-level BPE, or a unigram model that falls back to bytes, so every text
+comes back exactly from its ids: newlines, braces and bytes never seen in training included. Three
+choices of BPE help small models. Each digit is a
 token of its own. A word has the same token at the start of a text, after a newline and after a
 space, because a space is put in front of every line before encoding and taken away after decoding.
 Text that spells a special token, such as ``</s>``, is encoded as text.
@@ -12,14 +13,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
+from flan_moe.data.byte_tokenizer import byte_tokenizer
 from flan_moe.data.staging import staged_directory
+from flan_moe.data.unigram import train_unigram
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -28,25 +32,49 @@ if TYPE_CHECKING:
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
 SPECIAL_TOKENS = (PAD, EOS, UNK)  # ids 0, 1, 2
 SMALLEST_VOCAB = len(SPECIAL_TOKENS) + 256
+SENTENCEPIECE_FILE = "spiece.model"
+_BYT5 = re.compile(r"byt5|google/byt5-(small|base|large|xl|xxl)")
+TokenizerModel = Literal["bpe", "unigram"]
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Train a byte-level BPE tokenizer.
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, *, model: TokenizerModel = "bpe"
+) -> Tokenizer:
+    """Train a tokenizer that gives every text back exactly.
 
     Args:
         texts: Training texts; the same texts in the same order give the same tokenizer.
         vocab_size: Number of ids, special tokens and the 256 bytes included. Fewer come out when
             the texts hold too few different words.
+        model: ``"bpe"`` on bytes, or SentencePiece's ``"unigram"`` with byte fallback, which needs
+            the ``sentencepiece`` package.
 
     Returns:
         The tokenizer; pad, eos and unk have ids 0, 1 and 2. It appends eos when asked to add
         special tokens.
 
     Raises:
-        ValueError: ``vocab_size`` cannot hold the special tokens and the bytes.
+        ValueError: ``vocab_size`` cannot hold the special tokens and the bytes, there is no such
+            model, or it cannot be trained.
     """
     if vocab_size < SMALLEST_VOCAB:
         raise ValueError(f"vocab_size is {vocab_size}; expected at least {SMALLEST_VOCAB}")
+    if model not in get_args(TokenizerModel):
+        raise ValueError(f"tokenizer model is {model!r}; expected {get_args(TokenizerModel)}")
+    from tokenizers import processors
+
+    if model == "bpe":
+        tokenizer = _train_bpe(texts, vocab_size)
+    else:
+        tokenizer = train_unigram(texts, vocab_size, SPECIAL_TOKENS)
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {EOS}", pair=f"$A {EOS} $B {EOS}", special_tokens=[(EOS, 1)]
+    )
+    return tokenizer
+
+
+def _train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     from tokenizers import (
         Regex,
         Tokenizer,
@@ -54,7 +82,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         models,
         normalizers,
         pre_tokenizers,
-        processors,
         trainers,
     )
 
@@ -79,9 +106,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         ),
-    )
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"$A {EOS}", pair=f"$A {EOS} $B {EOS}", special_tokens=[(EOS, 1)]
     )
     return tokenizer
 
@@ -125,8 +149,9 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
     """Load a tokenizer from a directory or by its Hugging Face name.
 
     Args:
-        name_or_path: A directory with ``tokenizer.json``, or a model name. No code from the
-            repository is run.
+        name_or_path: A directory with ``tokenizer.json`` or SentencePiece's ``spiece.model`` (which
+            needs the ``sentencepiece`` package to be converted), a model name, or ``byt5`` (also by
+            the names of its models), which needs no files. No code from the repository is run.
 
     Returns:
         A fast tokenizer that has a pad and an eos token.
@@ -137,8 +162,11 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     name = os.fspath(name_or_path)
-    if _looks_like_path(name) and not Path(name, "tokenizer.json").is_file():
-        raise ValueError(f"tokenizer {name!r}: no tokenizer.json there")
+    if _looks_like_path(name):
+        if not any(Path(name, file).is_file() for file in ("tokenizer.json", SENTENCEPIECE_FILE)):
+            raise ValueError(f"tokenizer {name!r}: no tokenizer.json or {SENTENCEPIECE_FILE} there")
+    elif _BYT5.fullmatch(name):
+        return byte_tokenizer()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # transformers, hub and tokenizers raise many unrelated types

@@ -21,7 +21,15 @@ with sets for Muffin and T0-SF as well, and the four settings of Muffin's prompt
       --input-inversion --settings muffin:zs_opt=2,fs_opt=2,zs_noopt=1,fs_noopt=1 --out flan-four
 """
 
-PATHS = ("natural_instructions", "cot", "cot_stand_ins", "muffin", "t0_sf", "jsonl")
+PATHS = (
+    "natural_instructions",
+    "cot",
+    "cot_stand_ins",
+    "muffin",
+    "t0_sf",
+    "jsonl",
+    "templated",
+)
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -35,7 +43,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     build.add_argument(
         "--natural-instructions",
         metavar="PATH",
-        help="task file, folder of task*.json, or .jsonl(.gz|.xz) with a task per line",
+        help="task file, folder of task*.json, or .jsonl(.gz|.xz) with a task per line; this, "
+        "--cot and --jsonl also as an address that fsspec opens",
     )
     build.add_argument("--cot", metavar="PATH", help="Flan CoT .tsv file, or folder of them")
     build.add_argument(
@@ -51,7 +60,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="DIR",
         help="promptsource templates.yaml files, with rows in DATASET[/SUBSET]/train*.jsonl",
     )
-    build.add_argument("--jsonl", metavar="PATH", help="prompt/target .jsonl file, or folder")
+    build.add_argument("--jsonl", metavar="PATH", help="prompt/target .jsonl(.gz) file, or folder")
+    build.add_argument("--templated", metavar="SPOOL", help="what ingest made of templated dumps")
     build.add_argument(
         "--held-out",
         nargs="+",

@@ -1,1 +1,1 @@
-"""Mixing: which share of the samples each task gets, and why. Pure arithmetic, no data."""
+"""Mixing: which share of the samples each task gets, and why. Sizes in, numbers out; no data."""

@@ -69,7 +69,7 @@ def task_shares(
     """
     apart = set(held_out)
     patterns = tuple(name for name in spec.held_out if not name.startswith("@"))
-    homes = [_home(spec, task) for task in tasks]
+    homes = [sub_mixture_of(spec, task) for task in tasks]
     held = [task.name in apart or _matches(task.name, patterns) for task in tasks]
     rates = [
         _rate(spec.sub_mixtures[home], task) if home is not None and not out else 0.0
@@ -98,11 +98,18 @@ def task_shares(
     return tuple(result)
 
 
-def _home(spec: MixtureSpec, task: TaskSize) -> str | None:
+def sub_mixture_of(spec: MixtureSpec, task: TaskSize) -> str | None:
+    """The sub-mixture that a task belongs to, held out or not; None if to none.
+
+    Raises:
+        ValueError: It belongs to two.
+    """
     homes = [
         name
         for name, sub in spec.sub_mixtures.items()
-        if task.mixture in sub.mixtures and _matches(task.name, sub.tasks)
+        if task.mixture in sub.mixtures
+        and _matches(task.name, sub.tasks)
+        and not _matches(task.name, sub.without)
     ]
     if len(homes) > 1:
         raise ValueError(

@@ -22,7 +22,8 @@ class SubMixture:
         weight: Of the whole, relative to the other sub-mixtures; 0 leaves it out.
         mixtures: Stored mixtures that its tasks come from (``muffin``, ``t0_sf``, ``niv2``,
             ``cot``, ...).
-        tasks: Shell patterns; a task belongs here if one of them matches its name.
+        tasks: Shell patterns; a task belongs here if one of them matches its name,
+        without: and none of these does.
         cap: Most samples that count towards a task's rate; None for no limit.
         temperature: Rates are taken to the power 1/temperature; 1 is proportional, large is equal.
         factors: Pattern, then what the rate of matching tasks is multiplied with; the first match
@@ -34,6 +35,7 @@ class SubMixture:
     weight: float
     mixtures: tuple[str, ...]
     tasks: tuple[str, ...] = ("*",)
+    without: tuple[str, ...] = ()
     cap: int | None = None
     temperature: float = 1.0
     factors: Mapping[str, float] = field(default_factory=dict)

@@ -7,13 +7,13 @@ import lzma
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO
 
-from flan_moe.data.readers.record import RawDataError
+from flan_moe.data.readers.errors import RawDataError
+from flan_moe.data.readers.location import RawFile
 
 
-def packed_lines(file: Path) -> Iterator[tuple[int, bytes]]:
+def packed_lines(file: RawFile) -> Iterator[tuple[int, bytes]]:
     """The lines with their numbers, without the line ends.
 
     Raises:
@@ -30,7 +30,7 @@ def packed_lines(file: Path) -> Iterator[tuple[int, bytes]]:
             yield number, line[:-1]
 
 
-def plain_bytes(file: Path) -> bytes:
+def plain_bytes(file: RawFile) -> bytes:
     """All of a file.
 
     Raises:
@@ -40,14 +40,21 @@ def plain_bytes(file: Path) -> bytes:
         return stream.read()
 
 
-def _open(file: Path) -> IO[bytes]:
-    if file.suffix == ".xz":
-        return lzma.open(file)
-    return gzip.open(file) if file.suffix == ".gz" else file.open("rb")
+@contextmanager
+def _open(file: RawFile) -> Iterator[IO[bytes]]:
+    with file.open("rb") as raw:
+        if file.name.endswith(".xz"):
+            with lzma.open(raw) as stream:
+                yield stream
+        elif file.name.endswith(".gz"):
+            with gzip.open(raw) as stream:
+                yield stream
+        else:
+            yield raw
 
 
 @contextmanager
-def _refusing(file: Path) -> Iterator[None]:
+def _refusing(file: RawFile) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:

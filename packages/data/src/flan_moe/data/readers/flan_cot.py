@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from flan_moe.data.readers.listing import files_under
+from flan_moe.data.readers.location import RawFile, as_file
 from flan_moe.data.readers.record import (
     RawDataError,
     RawTask,
     Record,
-    files_under,
     keep_usable,
     whole_lines,
 )
@@ -21,18 +22,23 @@ from flan_moe.data.readers.record import (
 COLUMNS = 3
 
 
-def cot_files(path: str | Path) -> list[Path]:
+def cot_files(path: str | Path) -> list[RawFile]:
     """The ``.tsv`` files of a folder, or the one file given."""
     return files_under(path, "*.tsv", "a Flan chain-of-thought .tsv file")
 
 
-def read_cot_rows(file: str | Path) -> Iterator[Record]:
+def cot_task_name(file: RawFile) -> str:
+    """``gsm8k_train.tsv`` holds ``cot_gsm8k``."""
+    return "cot_" + file.stem.removesuffix("_train")
+
+
+def read_cot_rows(file: str | RawFile) -> Iterator[Record]:
     """The rows of a file, one at a time.
 
     Raises:
         RawDataError: A line has not three columns, or the file is truncated; names the line.
     """
-    for number, line in whole_lines(Path(file)):
+    for number, line in whole_lines(as_file(file)):
         columns = line.split("\t")
         if len(columns) != COLUMNS:
             raise RawDataError(
@@ -47,13 +53,13 @@ def read_cot_rows(file: str | Path) -> Iterator[Record]:
         )
 
 
-def read_cot_task(file: str | Path) -> RawTask:
+def read_cot_task(file: str | RawFile) -> RawTask:
     """A file as one task, named after it: ``gsm8k_train.tsv`` is ``cot_gsm8k``.
 
     Raises:
         RawDataError: As `read_cot_rows`, or there is no usable row.
     """
-    file = Path(file)
+    file = as_file(file)
     rows = list(read_cot_rows(file))
     records, dropped = keep_usable(rows)
     unreasoned = [record for record in records if record.rationale is None]
@@ -63,7 +69,7 @@ def read_cot_task(file: str | Path) -> RawTask:
     if not records:
         raise RawDataError(f"{file}: no usable row among {len(rows)}")
     return RawTask(
-        name="cot_" + file.stem.removesuffix("_train"),
+        name=cot_task_name(file),
         file=file,
         definition=None,
         examples=(),

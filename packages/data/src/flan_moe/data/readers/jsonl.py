@@ -6,29 +6,35 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from flan_moe.data.readers.listing import files_under
+from flan_moe.data.readers.location import RawFile, as_file
 from flan_moe.data.readers.record import (
     RawDataError,
     RawTask,
     Record,
-    files_under,
     keep_usable,
     refuse_surrogates,
     whole_lines,
 )
 
 
-def jsonl_files(path: str | Path) -> list[Path]:
-    """The ``.jsonl`` files of a folder, or the one file given."""
-    return files_under(path, "*.jsonl", "a .jsonl file")
+def jsonl_files(path: str | Path) -> list[RawFile]:
+    """The ``.jsonl`` and ``.jsonl.gz`` files of a folder, or the one file given."""
+    return files_under(path, "*.jsonl *.jsonl.gz", "a .jsonl file")
 
 
-def read_jsonl_rows(file: str | Path) -> Iterator[Record]:
+def jsonl_task_name(file: RawFile) -> str:
+    """The file's name without ``.jsonl`` or ``.jsonl.gz``."""
+    return as_file(file.name.removesuffix(".gz")).stem
+
+
+def read_jsonl_rows(file: str | RawFile) -> Iterator[Record]:
     """The rows of a file, one at a time.
 
     Raises:
         RawDataError: A line is not such an object, or the file is truncated; names the line.
     """
-    for number, line in whole_lines(Path(file)):
+    for number, line in whole_lines(as_file(file)):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -44,19 +50,19 @@ def read_jsonl_rows(file: str | Path) -> Iterator[Record]:
         yield Record(input=prompt.strip(), targets=(target.strip(),))
 
 
-def read_jsonl_task(file: str | Path) -> RawTask:
+def read_jsonl_task(file: str | RawFile) -> RawTask:
     """A file as one task, named after it.
 
     Raises:
         RawDataError: As `read_jsonl_rows`, or there is no usable row.
     """
-    file = Path(file)
+    file = as_file(file)
     rows = list(read_jsonl_rows(file))
     records, dropped = keep_usable(rows)
     if not records:
         raise RawDataError(f"{file}: no usable row among {len(rows)}")
     return RawTask(
-        name=file.stem,
+        name=jsonl_task_name(file),
         file=file,
         definition=None,
         examples=(),

@@ -12,36 +12,36 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from flan_moe.data.readers.listing import files_under, has_folder, inside
+from flan_moe.data.readers.location import RawFile, as_file
 from flan_moe.data.readers.record import (
     RawDataError,
     RawTask,
     Record,
-    files_under,
     keep_usable,
     refuse_surrogates,
 )
 
 
-def natural_instructions_files(path: str | Path) -> list[Path]:
+def natural_instructions_files(path: str | Path) -> list[RawFile]:
     """The task files of a folder (or of its ``tasks`` folder), or the one file given."""
-    path = Path(path)
-    if (path / "tasks").is_dir():
-        path /= "tasks"
+    if not str(path).endswith(".json") and has_folder(path, "tasks"):
+        path = inside(path, "tasks")
     return files_under(path, "task*.json", "a Natural Instructions task file")
 
 
-def read_natural_instructions_task(file: str | Path) -> RawTask:
+def read_natural_instructions_task(file: str | RawFile) -> RawTask:
     """Read a task file; the task is named after it.
 
     Raises:
         RawDataError: The file is truncated, not JSON, or not a task; names the record.
     """
-    file = Path(file)
+    file = as_file(file)
     return natural_instructions_task(_parse(file), name=file.stem, file=file, where=str(file))
 
 
 def natural_instructions_task(
-    task: dict[str, Any], *, name: str, file: Path, where: str
+    task: dict[str, Any], *, name: str, file: RawFile, where: str
 ) -> RawTask:
     """A task of this schema, wherever its JSON object was.
 
@@ -81,7 +81,7 @@ def natural_instructions_task(
     )
 
 
-def _parse(file: Path) -> dict[str, Any]:
+def _parse(file: RawFile) -> dict[str, Any]:
     try:
         task = json.loads(file.read_bytes())
     except FileNotFoundError:

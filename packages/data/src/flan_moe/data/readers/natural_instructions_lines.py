@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flan_moe.data.readers.compressed import packed_lines
+from flan_moe.data.readers.location import RawFile, as_file
 from flan_moe.data.readers.natural_instructions import natural_instructions_task
 from flan_moe.data.readers.record import RawDataError, RawTask
 
@@ -31,7 +32,7 @@ class TaskLine:
     """
 
     name: str
-    file: Path
+    file: RawFile
     number: int
     packed: bytes = field(repr=False)
 
@@ -41,14 +42,14 @@ def holds_task_lines(path: str | Path) -> bool:
     return str(path).endswith(ENDS)
 
 
-def task_lines(file: str | Path) -> list[TaskLine]:
+def task_lines(file: str | RawFile) -> list[TaskLine]:
     """The tasks of a file, in its order.
 
     Raises:
         RawDataError: The file is damaged, a line is no object with a name in ``task``, or a name
             comes twice; names the line.
     """
-    file = Path(file)
+    file = as_file(file)
     lines: dict[str, TaskLine] = {}
     for number, line in packed_lines(file):
         name = _task(line, f"{file}:{number}")["task"]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
+import io
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
+from flan_moe.data.readers.errors import RawDataError
+from flan_moe.data.readers.location import RawFile
 
-class RawDataError(ValueError):
-    """A raw file that cannot be read; the message names the file and the line or record."""
+LONGEST_LINE = 1 << 26  # bytes; more is no line of text, and has no place in memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,7 @@ class RawTask:
     """
 
     name: str
-    file: Path
+    file: RawFile
     definition: str | None
     examples: tuple[tuple[str, str], ...]
     records: tuple[Record, ...]
@@ -95,34 +98,26 @@ def refuse_surrogates(where: str, *texts: str) -> None:
             raise RawDataError(f"{where}: not Unicode text: {error}") from error
 
 
-def files_under(path: str | Path, pattern: str, what: str) -> list[Path]:
-    """One file, or the files of a folder that match, sorted by name.
-
-    Raises:
-        RawDataError: The path does not exist or holds none.
-    """
-    path = Path(path)
-    if path.is_file():
-        return [path]
-    files = sorted(path.glob(pattern))
-    if not files:
-        raise RawDataError(f"{path}: expected {what} or a folder with {pattern} files")
-    return files
-
-
-def whole_lines(file: Path) -> Iterator[tuple[int, str]]:
+def whole_lines(file: RawFile) -> Iterator[tuple[int, str]]:
     """The lines of a UTF-8 file with their numbers, without the line ends.
 
-    Only a line feed ends a line; other separators of Unicode may stand inside a field.
+    Only a line feed ends a line; other separators of Unicode may stand inside a field. A name that
+    ends in ``.gz`` is decompressed; its own checks then tell whether it is whole.
 
     Raises:
-        RawDataError: The file is missing, a line is not UTF-8, or the last line has no end, which
-            is how a truncated file looks.
+        RawDataError: The file is missing, damaged or out of reach, a line is not UTF-8 or has no
+            end in sight, or the last line has no end, which is how a truncated file looks.
     """
+    packed = file.name.endswith(".gz")
+    number = 0
     try:
-        with file.open("rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                if not line.endswith(b"\n"):
+        with file.open("rb") as raw:
+            stream = io.BufferedReader(gzip.GzipFile(fileobj=raw)) if packed else raw
+            while line := stream.readline(LONGEST_LINE + 1):
+                number += 1
+                if len(line) > LONGEST_LINE:
+                    raise RawDataError(f"{file}:{number}: longer than {LONGEST_LINE} bytes")
+                if not packed and not line.endswith(b"\n"):
                     raise RawDataError(
                         f"{file}:{number}: the last line has no line end; the file is truncated"
                     )
@@ -132,3 +127,7 @@ def whole_lines(file: Path) -> Iterator[tuple[int, str]]:
                     raise RawDataError(f"{file}:{number}: not UTF-8: {error}") from error
     except FileNotFoundError:
         raise RawDataError(f"{file}: no such file") from None
+    except EOFError as error:
+        raise RawDataError(f"{file}:{number + 1}: the gzip file is truncated") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise RawDataError(f"{file}:{number + 1}: not a whole gzip file: {error}") from error

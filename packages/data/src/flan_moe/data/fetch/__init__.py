@@ -1,0 +1,1 @@
+"""Brings public raw data from a catalogue of pinned locations."""

@@ -1,0 +1,1 @@
+"""Templated rows sorted by task: what `ingest` writes and task sources read."""
