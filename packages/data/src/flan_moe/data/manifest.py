@@ -116,6 +116,7 @@ def open_data_directory(
     vocab_size: int | None = None,
     tokenizer_sha256: str | None = None,
     hashes: bool | None = None,
+    complete: bool = True,
 ) -> Manifest:
     """Check a data directory before long work starts with it.
 
@@ -126,6 +127,8 @@ def open_data_directory(
         hashes: Read and verify every byte; False for existence and sizes of shards only. None
             verifies the bytes of directories up to `AUTO_HASH_BYTES`,
             which is quick.
+        complete: Whether every file must be there; False for the cache of a remote directory
+            (`flan_moe.data.remote`), where only what is there is checked.
 
     Returns:
         Its manifest.
@@ -162,10 +165,11 @@ def open_data_directory(
         size = sum(file.stat().st_size for part in parts for file in part.glob("*.mds"))
         hashes = size <= AUTO_HASH_BYTES
     for part, examples in parts.items():
-        _check_mixture(part, examples, hashes)
+        _check_mixture(part, examples, hashes, complete)
     if hashes:
         for name, digest in manifest.files.items():
-            _check_hash(directory / name, digest)
+            if complete or (directory / name).exists():
+                _check_hash(directory / name, digest)
     return manifest
 
 
@@ -198,8 +202,8 @@ def file_sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _check_mixture(directory: Path, examples: int, hashes: bool) -> None:
-    index = check_mds(directory, hashes=hashes)
+def _check_mixture(directory: Path, examples: int, hashes: bool, complete: bool) -> None:
+    index = check_mds(directory, hashes=hashes, complete=complete)
     table = read_task_table(directory)
     stored = sum(shard["samples"] for shard in index["shards"])
     if not stored == table.num_samples == examples:
