@@ -35,6 +35,10 @@ class MappedReader(MDSReader):
         """Leave the map to the process that made it."""
         return {k: v for k, v in self.__dict__.items() if k not in ("_map", "_offsets")}
 
+    def close(self) -> None:
+        """Give the map back; reading again makes a new one."""
+        self._map = self._offsets = None
+
     def get_sample_data(self, idx: int) -> bytes:
         """The bytes of one sample.
 

@@ -23,7 +23,7 @@ from streaming.base.world import World
 from torch import distributed
 
 from flan_moe.data.epoch_plan import Chosen, EpochPlan
-from flan_moe.data.manifest import open_data_directory
+from flan_moe.data.manifest import open_with_tables
 from flan_moe.data.mds_stream import MixtureStream
 from flan_moe.data.mixing.curriculum import Curriculum
 from flan_moe.data.mixing.spec import MixtureSpec
@@ -127,6 +127,8 @@ class MixtureDataset(StreamingDataset):
         """
         if hasattr(self, "_iterator"):
             self._iterator.exit()
+        for shard in self.shards:
+            shard.close()
         self._finalizer()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -306,7 +308,7 @@ def build_mixture_dataset(
             raise ValueError(f"{key} is {value!r}; expected a positive whole number")
     opened = open_location(path, cache=cache, timeout=timeout)
     folder, source = opened.folder, opened.source
-    manifest = open_data_directory(folder, hashes=verify, complete=source is None)
+    manifest, tables = open_with_tables(folder, hashes=verify, complete=source is None)
     plan = plan_epoch(
         folder,
         manifest,
@@ -316,6 +318,7 @@ def build_mixture_dataset(
         shuffle=shuffle,
         mixture=mixture,
         held_out=held_out,
+        tables=tables.get(split),
     )
     return MixtureDataset(
         plan=plan,

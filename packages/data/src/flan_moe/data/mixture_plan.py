@@ -31,15 +31,19 @@ def plan_epoch(
     shuffle: bool,
     mixture: MixtureSpec | Curriculum | None = None,
     held_out: Iterable[str] | None = None,
+    tables: Mapping[str, TaskTable] | None = None,
 ) -> EpochPlan:
     """How many samples of what an epoch holds; arguments of `build_mixture_dataset`.
+
+    ``tables`` are the task tables of the split, where they have been read already.
 
     Raises:
         ValueError: A task table is damaged, or an argument does not fit; names file or key.
     """
     if split not in manifest.splits:
         raise ValueError(f"split is {split!r}; {path} has {sorted(manifest.splits)}")
-    tables = {name: read_task_table(path / split / name) for name in manifest.splits[split]}
+    if tables is None:
+        tables = {name: read_task_table(path / split / name) for name in manifest.splits[split]}
     if mixture is None:
         return _weighted(tables, manifest, weights, epoch_size, shuffle)
     if weights is not None:

@@ -3,28 +3,19 @@
 A file is written under a temporary name, compared with the size and sha256 that are known of it,
 and only then renamed. Every failure is a `DownloadError` that names the URL, after a bounded number
 of attempts, each with a timeout on connecting and on every read.
-
-``http(s)://`` is read with the standard library, ``s3://`` with boto3 (which streaming requires;
-set ``S3_ENDPOINT_URL`` for a store that is not Amazon's), and what else streaming supports
-(``gs://``, ``azure://``, ``oci://``, ``hf://``, ...) with its downloaders and their credentials.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import tempfile
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
 
 from flan_moe.data.manifest import MANIFEST_FILE, file_sha256, read_manifest
+from flan_moe.data.transports import FinalError, Transport, transport_for
 
 ATTEMPTS = 3
 TIMEOUT_S = 20.0
@@ -36,10 +27,6 @@ class DownloadError(OSError):
     """A remote file cannot be had; the message names its URL."""
 
 
-class _FinalError(Exception):
-    """A failure that another attempt would not mend."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Location:
     """A folder somewhere.
@@ -47,10 +34,12 @@ class Location:
     Attributes:
         url: Of the folder.
         timeout: Seconds to wait for a connection, and for each read.
+        transport: How its files are read; None chooses by the scheme of the URL.
     """
 
     url: str
     timeout: float = TIMEOUT_S
+    transport: Transport | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -58,13 +47,14 @@ class Location:
         Raises:
             ValueError: The scheme is unknown or the timeout is not positive.
         """
-        _transport(self.url)
+        if self.transport is None:
+            object.__setattr__(self, "transport", transport_for(self.url))
         if not self.timeout > 0:
             raise ValueError(f"timeout is {self.timeout!r}; expected a positive number of seconds")
 
     def __truediv__(self, name: str) -> Location:
-        """What is below this folder."""
-        return Location(url=f"{self.url.rstrip('/')}/{name}", timeout=self.timeout)
+        """What is below this folder, read the same way."""
+        return replace(self, url=f"{self.url.rstrip('/')}/{name}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +109,7 @@ def fetch(
     Raises:
         DownloadError: It is missing, cannot be reached, or is not what was expected.
     """
-    transport = _transport(source.url)
+    assert source.transport is not None
     file.parent.mkdir(parents=True, exist_ok=True)
     reason = ""
     for attempt in range(ATTEMPTS):
@@ -131,12 +121,12 @@ def fetch(
         part = Path(name)
         try:
             with os.fdopen(descriptor, "wb") as stream:
-                transport(source, stream)
+                source.transport(source.url, stream, source.timeout)
             _check(part, size, sha256)
             part.chmod(0o644)
             os.replace(part, file)
             return
-        except _FinalError as error:
+        except FinalError as error:
             raise DownloadError(f"{source.url}: {error}") from None
         except Exception as error:  # boto3, http and the cloud clients raise many unrelated types
             reason = f"{type(error).__name__}: {error}"
@@ -195,75 +185,3 @@ def _check(part: Path, size: int | None, sha256: str | None) -> None:
         raise ValueError(f"{found} bytes; expected {size} (truncated or replaced?)")
     if sha256 is not None and file_sha256(part) != sha256:
         raise ValueError(f"its sha256 is not the expected {sha256} (truncated or replaced?)")
-
-
-def _transport(url: str) -> Callable[[Location, BinaryIO], None]:
-    scheme = urllib.parse.urlparse(url).scheme
-    if scheme in ("http", "https"):
-        return _from_http
-    if scheme == "s3":
-        return _from_s3
-    from streaming.base.storage.download import DOWNLOADER_MAPPINGS
-
-    if not scheme or scheme not in DOWNLOADER_MAPPINGS:
-        known = sorted({"http", "https", *(name for name in DOWNLOADER_MAPPINGS if name)})
-        raise ValueError(f"{url}: no such kind of location; expected one of {', '.join(known)}")
-    return _from_streaming
-
-
-def _from_http(source: Location, stream: BinaryIO) -> None:
-    request = urllib.request.Request(source.url, headers={"User-Agent": "flan-moe-data"})
-    try:
-        with urllib.request.urlopen(request, timeout=source.timeout) as response:
-            shutil.copyfileobj(response, stream)
-            expected = response.headers.get("Content-Length")
-    except urllib.error.HTTPError as error:
-        message = f"HTTP {error.code} {error.reason}"
-        if error.code < 500 and error.code not in (408, 429):
-            raise _FinalError(message) from None
-        raise ConnectionError(message) from None
-    if expected is not None and stream.tell() != int(expected):
-        raise ConnectionError(f"{stream.tell()} of {expected} bytes came")
-
-
-def _from_s3(source: Location, stream: BinaryIO) -> None:
-    from boto3.session import Session
-    from botocore import UNSIGNED
-    from botocore.config import Config
-    from botocore.exceptions import ClientError, NoCredentialsError
-
-    def get(**options: object) -> None:
-        config = Config(
-            connect_timeout=source.timeout,
-            read_timeout=source.timeout,
-            retries={"total_max_attempts": 1},  # the attempts are ours
-            **options,
-        )
-        client = Session().client(
-            "s3", config=config, endpoint_url=os.environ.get("S3_ENDPOINT_URL")
-        )
-        parsed = urllib.parse.urlparse(source.url)
-        found = client.get_object(Bucket=parsed.netloc, Key=parsed.path.lstrip("/"))
-        shutil.copyfileobj(found["Body"], stream)
-
-    try:
-        try:
-            get()
-        except NoCredentialsError:  # a public bucket needs none
-            get(signature_version=UNSIGNED)
-    except ClientError as error:
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        if 400 <= status < 500 and status != 429:
-            code = error.response.get("Error", {}).get("Code", status)
-            raise _FinalError(f"{code}: {error}") from None
-        raise
-
-
-def _from_streaming(source: Location, stream: BinaryIO) -> None:
-    from streaming.base.storage.download import CloudDownloader
-
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "file"
-        CloudDownloader.direct_download(source.url, str(file), source.timeout)
-        with file.open("rb") as fetched:
-            shutil.copyfileobj(fetched, stream)
