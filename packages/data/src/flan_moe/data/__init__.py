@@ -11,11 +11,14 @@ from flan_moe.data.__about__ import __version__
 
 _HOME = {
     "BuildOptions": "build",
+    "Curriculum": "mixing.curriculum",
     "Example": "example",
     "Manifest": "manifest",
     "MixtureDataset": "mixture",
+    "MixtureSpec": "mixing.spec",
     "PackedCollator": "packing",
     "RawOptions": "raw_sources",
+    "SubMixture": "mixing.spec",
     "TASK_FAMILIES": "mini_flan",
     "TextEncoder": "tokenizer",
     "build_data_directory": "build",
@@ -32,6 +35,7 @@ _HOME = {
     "save_tokenizer": "tokenizer",
     "tokenizer_fingerprint": "tokenizer",
     "train_tokenizer": "tokenizer",
+    "webdataset_loader": "web_loader",
     "write_mds": "shards",
     "write_webdataset": "shards",
 }
