@@ -29,6 +29,8 @@ from flan_moe.data.shards import Sample, ShardError, decode_tar_sample, tar_memb
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+FIRST = 10  # the part of the buffer that is filled before the first sample leaves it
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tar:
@@ -188,14 +190,14 @@ class WebMixture(IterableDataset):
 
 
 def _shuffled(samples: Iterator[Sample], size: int, rng: random.Random) -> Iterator[Sample]:
-    """Each time one of the next ``size``, at random."""
+    """Each time one of the next ``size``, at random; of fewer at first, so as to start at once."""
     held: list[Sample] = []
-    for sample in samples:
-        if len(held) < size:
-            held.append(sample)
-            continue
-        turn = rng.randrange(size)
-        held[turn], sample = sample, held[turn]
-        yield sample
+    for number, sample in enumerate(samples):
+        held.append(sample)
+        # Until it is full, the buffer grows by one for every sample that leaves it.
+        if len(held) >= size or (number >= size // FIRST and number % 2):
+            turn = rng.randrange(len(held))
+            held[turn], held[-1] = held[-1], held[turn]
+            yield held.pop()
     rng.shuffle(held)
     yield from held
