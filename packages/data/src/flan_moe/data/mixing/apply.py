@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from flan_moe.data.mixing.shares import TaskShare, TaskSize, task_shares
 from flan_moe.data.mixing.spec import MixtureSpec
 from flan_moe.data.registry.registry import Registry, load_registry
+from flan_moe.data.registry.task import RegisteredTask
 from flan_moe.data.suggestion import suggestion
 
 
@@ -28,10 +29,21 @@ def apply_mixture(
         ValueError: A pattern matches neither a task at hand nor a registered one, a mixture or an
             evaluation set is unknown, or as `task_shares`; names the key and the value.
     """
+    if registry is None and _is_plain(spec, tasks):
+        return task_shares(spec, tasks)
     registry = load_registry() if registry is None else registry
     check_names(spec, tasks, registry)
     reasons = held_out_reasons(spec, [task.name for task in tasks], registry)
     return task_shares(spec, tasks, held_out=reasons)
+
+
+def _is_plain(spec: MixtureSpec, tasks: Sequence[TaskSize]) -> bool:
+    """Whether the registry, which takes a while to read, has nothing to add."""
+    try:
+        check_names(spec, tasks, ())
+    except ValueError:  # a name that the registry may know
+        return False
+    return not spec.held_out
 
 
 def held_out_reasons(
@@ -68,7 +80,9 @@ def held_out_reasons(
     return result
 
 
-def check_names(spec: MixtureSpec, tasks: Sequence[TaskSize], registry: Registry) -> None:
+def check_names(
+    spec: MixtureSpec, tasks: Sequence[TaskSize], registry: Iterable[RegisteredTask]
+) -> None:
     """Check that every mixture and pattern of a specification means something.
 
     Raises:
