@@ -24,7 +24,7 @@ COMMANDS = ("mini", "build", "tasks", "show", "verify")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     arguments = _parser().parse_args(argv)
-    # A terminated build cleans up as an interrupted one does.
+    # A terminated build ends as an interrupted one does.
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         arguments.run(arguments)
@@ -36,7 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"flan-moe-data: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("flan-moe-data: interrupted; nothing was left under the final name", file=sys.stderr)
+        print(
+            "flan-moe-data: interrupted; nothing is under the final name, and the same command "
+            "goes on with what was finished",
+            file=sys.stderr,
+        )
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -99,6 +99,7 @@ def raw_sources(
                     group="held_out" if name in apart else "held_in",
                     cot=mixture == "cot",
                     open=partial(_open, mixture, read, file, options, name in apart),
+                    inputs=(file,),
                 )
             )
     if not sources:

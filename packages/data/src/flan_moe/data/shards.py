@@ -43,7 +43,11 @@ class ShardError(ValueError):
 
 
 def mds_writer(
-    directory: str | Path, *, dtype: np.dtype, shard_bytes: int = DEFAULT_SHARD_BYTES
+    directory: str | Path,
+    *,
+    dtype: np.dtype,
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
+    encoded: bool = False,
 ) -> MDSWriter:
     """A mosaicml-streaming writer with this package's columns and hashes.
 
@@ -51,11 +55,28 @@ def mds_writer(
         directory: Must not exist; shards appear in it as they fill, the index at the end.
         dtype: Of the token ids, uint16 or uint32.
         shard_bytes: Largest size of a shard.
+        encoded: Whether ``write`` takes what `encode_sample` returns in place of samples.
     """
     from streaming import MDSWriter
 
+    class EncodedWriter(MDSWriter):
+        def encode_sample(self, sample: bytes) -> bytes:
+            return sample
+
+    kind = EncodedWriter if encoded else MDSWriter
     columns = _columns(np.dtype(dtype).name)
-    return MDSWriter(out=str(directory), columns=columns, hashes=[HASH], size_limit=shard_bytes)
+    return kind(out=str(directory), columns=columns, hashes=[HASH], size_limit=shard_bytes)
+
+
+def encode_sample(sample: Sample) -> bytes:
+    """A sample as it stands in an MDS shard of `mds_writer`, whatever shard that will be."""
+    from streaming.base.format.mds.encodings import mds_encode
+
+    columns = _columns(sample["input_ids"].dtype.name)
+    data = [mds_encode(encoding, sample[key]) for key, encoding in columns.items()]
+    # The sizes of the columns whose size the type does not tell come first.
+    sizes = [len(datum) for key, datum in zip(columns, data, strict=True) if columns[key] != "int"]
+    return np.array(sizes, np.uint32).tobytes() + b"".join(data)
 
 
 def _columns(dtype: str) -> dict[str, str]:
