@@ -18,7 +18,7 @@ EXAMPLES = """examples (they work as printed, one after the other):
   flan-moe-data verify mini-flan
 """
 
-COMMANDS = ("mini", "build", "tasks", "show", "verify")
+COMMANDS = ("mini", "build", "tasks", "show", "verify", "convert")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -182,7 +182,7 @@ def write_piece(
     statistics = {
         "splits": {split: asdict(found) for split, found in splits.items()},
         "dropped": dict(content.dropped),
-        "suite": asdict(_suite_task(source, content)),
+        "suite": _suite_record(_suite_task(source, content)),
     }
     with writing(partial):
         np.save(partial / SHOWN, shown.digests_N(), allow_pickle=False)
@@ -220,6 +220,11 @@ def _item(record: dict) -> SuiteItem:
     for key in ("targets", "options"):
         record[key] = None if record[key] is None else tuple(record[key])
     return SuiteItem(**record)
+
+
+def _suite_record(task: SuiteTask) -> dict[str, Any]:
+    items = {key: [vars(item) for item in getattr(task, key)] for key in ("items", "exemplars")}
+    return vars(task) | items
 
 
 def _suite_task(source: TaskSource, content: TaskContent) -> SuiteTask:
