@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 # Of a file system, of a user's share of it, of a file (ulimit -f).
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -16,8 +18,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class DiskFullError(OSError):
     """There is no room for a file; the message names it."""
 
-    def __reduce__(self) -> tuple[type[DiskFullError], tuple[str]]:
-        return DiskFullError, (str(self),)  # an OSError of one argument, so that it can be sent
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By its text alone, as workers send it; an OSError's own way asks for a number.
+        return DiskFullError, (str(self),), vars(self) or None
 
 
 @contextmanager
@@ -31,14 +34,20 @@ def writing(file: str | Path) -> Iterator[None]:
         yield
     except DiskFullError:
         raise
-    except OSError as error:
-        if error.errno not in _FULL:
+    except Exception as error:
+        number = _error_number(error)
+        if number not in _FULL:
             raise
-        reason = os.strerror(error.errno)
-        where = error.filename or file
-        raise DiskFullError(
-            f"{where}: {reason} ({mebibytes(free_bytes(file))} free there)"
-        ) from error
+        where = getattr(error, "filename", None) or file
+        room = mebibytes(free_bytes(file))
+        raise DiskFullError(f"{where}: {os.strerror(number)} ({room} free there)") from error
+
+
+def _error_number(error: Exception) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)$", str(error))  # how tokenizers, in Rust, tells it
+    return int(found[1]) if found else None
 
 
 def free_bytes(path: str | Path) -> int:

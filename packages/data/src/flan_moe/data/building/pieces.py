@@ -49,8 +49,8 @@ class DamagedPieceError(ShardError):
         super().__init__(message)
         self.directory = directory
 
-    def __reduce__(self) -> tuple[type[DamagedPieceError], tuple[Path, str]]:
-        return DamagedPieceError, (self.directory, str(self))
+    def __reduce__(self) -> tuple[Any, ...]:
+        return DamagedPieceError, (self.directory, str(self)), vars(self)
 
 
 class PromptBudget:
