@@ -257,6 +257,31 @@ def test_a_damaged_piece_is_named_and_made_again(stopped):
     assert tree(stopped / "out") == tree(stopped / "fresh")
 
 
+def test_a_mistake_in_the_command_costs_no_work(stopped):
+    before = tree(stopped / ".out.building")
+    with pytest.raises(ValueError, match=r"tokenizer '\./nowhere': no tokenizer"):
+        raw_build(stopped, options=replace(OPTIONS, tokenizer="./nowhere", restart=True))
+    (source, _) = raw_sources(RawOptions(), jsonl=stopped / "raw")
+    missing = replace(source, inputs=(stopped / "gone",))
+    with pytest.raises(ValueError, match="gone: No such file or directory; task 'echo' reads it"):
+        build_data_directory(stopped / "out", [missing], OPTIONS, report=silent)
+    assert tree(stopped / ".out.building").keys() == before.keys()
+
+
+def test_a_wrong_tokenizer_leaves_nothing(tmp_path):
+    raw_file(tmp_path / "raw")
+    with pytest.raises(ValueError, match=r"tokenizer '\./nowhere': no tokenizer"):
+        raw_build(tmp_path, options=replace(OPTIONS, tokenizer="./nowhere"))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["raw"]
+
+
+def test_a_kill_after_the_end_costs_no_more_than_the_work(mini, rebuild, tmp_path):
+    """The result has its name, or is lost, but the workplace is still there."""
+    build_until(MINI, tmp_path / "out", "eval: 24 tasks")
+    shutil.rmtree(tmp_path / ".out.building" / "result")
+    assert tree(rebuild(tmp_path / "out")) == tree(mini)
+
+
 def test_two_builds_of_one_directory_do_not_meet(stopped, monkeypatch):
     monkeypatch.setattr(staging, "_PATIENCE_S", 0.1)
     with (stopped / ".out.building" / ".building").open() as lock:

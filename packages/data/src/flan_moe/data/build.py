@@ -17,7 +17,6 @@ from flan_moe.data.building.attempt import BuildAttempt
 from flan_moe.data.building.disk import DiskFullError
 from flan_moe.data.building.options import BuildOptions
 from flan_moe.data.building.pieces import DamagedPieceError
-from flan_moe.data.building.plan import PlanError
 from flan_moe.data.manifest import MANIFEST_FILE, Manifest
 from flan_moe.data.progress import Progress, Report
 from flan_moe.data.staging import check_output_directory, resumable_directory
@@ -62,15 +61,15 @@ def build_data_directory(
     _check_sources(sources)
     progress = Progress(report)
     with resumable_directory(out, overwrite=options.overwrite, marker=MANIFEST_FILE) as place:
+        attempt = BuildAttempt(place, sources, options, progress)
         try:
-            manifest = BuildAttempt(place, sources, options, progress).run()
-        except PlanError:
-            raise
+            manifest = attempt.run()
         except DamagedPieceError as error:
             shutil.rmtree(error.directory, ignore_errors=True)
             raise
         except ValueError:
-            place.keep = False  # the same plan would fail again
+            if attempt.planned:
+                place.keep = False  # the same plan would fail again
             raise
         except DiskFullError as error:
             raise DiskFullError(f"{error}. Make room; {_GOES_ON}") from error

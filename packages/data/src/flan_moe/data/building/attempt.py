@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flan_moe.data.__about__ import __version__
+from flan_moe.data.building.completion import complete_directory, split_totals
 from flan_moe.data.building.disk import DiskFullError, free_bytes, mebibytes, writing
-from flan_moe.data.building.evaluation import unshown_questions
-from flan_moe.data.building.lengths import total
 from flan_moe.data.building.merge import merge_pieces, merge_tars
 from flan_moe.data.building.options import BuildOptions
 from flan_moe.data.building.pieces import SPLITS, Piece, read_piece, write_piece
@@ -33,15 +30,11 @@ from flan_moe.data.building.vocabulary import (
     write_texts,
 )
 from flan_moe.data.building.workers import WorkerDiedError, run_jobs
-from flan_moe.data.manifest import Manifest, file_sha256
+from flan_moe.data.manifest import Manifest
 from flan_moe.data.progress import Progress
-from flan_moe.data.provenance import PROVENANCE_FILE, Provenance
-from flan_moe.data.shards import INDEX
 from flan_moe.data.staging import Workplace, clear
-from flan_moe.data.suite import write_suite
 from flan_moe.data.task_source import TaskSource
-from flan_moe.data.task_table import TABLE_FILE
-from flan_moe.data.tokenizer import TextEncoder, load_tokenizer, tokenizer_fingerprint
+from flan_moe.data.tokenizer import TextEncoder, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,6 +50,9 @@ class BuildAttempt:
         sources: The tasks, in the order of their ids.
         options: How to build.
         progress: Told about it.
+
+    Attributes:
+        planned: Whether the place holds work of this plan, and of no other.
     """
 
     def __init__(
@@ -73,12 +69,10 @@ class BuildAttempt:
         self._pieces = place.path / "pieces"
         self._texts = place.path / "texts"
         self._tokenizer = place.path / "tokenizer"
+        self.planned = False
 
     def run(self) -> Manifest:
         """All steps; see `build_data_directory` for what they raise."""
-        if self._options.restart:
-            clear(self._place)
-            self._place.keep = False
         given = None
         if self._options.tokenizer is not None:
             given = load_tokenizer(self._options.tokenizer)
@@ -93,7 +87,16 @@ class BuildAttempt:
         for source, piece in zip(self._sources, pieces, strict=True):
             by_mixture.setdefault(source.mixture, []).append(piece)
         self._merge(by_mixture, encoder)
-        return self._complete(by_mixture, tokenizer, inputs)
+        return complete_directory(
+            self._place.result,
+            by_mixture,
+            self._sources,
+            self._options,
+            tokenizer_files=self._tokenizer,
+            tokenizer=tokenizer,
+            inputs=inputs,
+            line=self._progress.line,
+        )
 
     def _settle_plan(self, given: PreTrainedTokenizerBase | None) -> dict[Path, InputFile]:
         """Take up the work of an earlier attempt with the same plan, or begin with this one."""
@@ -111,12 +114,14 @@ class BuildAttempt:
         if given is not None:
             del options["vocab_size"]  # the tokenizer has its own
         plan = make_plan(self._sources, options, inputs)
-        if (self._place.path / PLAN_FILE).is_file() and plan.continues(self._place.path):
+        stopped = (self._place.path / PLAN_FILE).is_file() and not self._options.restart
+        if stopped and plan.continues(self._place.path):
             self._progress.line(f"going on with the build that was stopped in {self._place.path}")
         else:
             clear(self._place)
             self._begin(plan, inputs)
         self._place.keep = plan.resumable
+        self.planned = True
         return inputs
 
     def _begin(self, plan: Plan, inputs: dict[Path, InputFile]) -> None:
@@ -156,7 +161,11 @@ class BuildAttempt:
 
     def _make_pieces(self, encoder: TextEncoder) -> list[Piece]:
         numbers = range(len(self._sources))
-        found = {n: piece for n in numbers if (piece := read_piece(self._pieces, n)) is not None}
+        found = {}
+        for number in numbers:
+            piece = read_piece(self._pieces, number)
+            if piece is not None and self._is_usable(piece):
+                found[number] = piece
         missing = self._largest_first([number for number in numbers if number not in found])
 
         def write(number: int) -> None:
@@ -182,6 +191,14 @@ class BuildAttempt:
                     f"{error}; {len(found)} of {len(numbers)} tasks are finished{more}"
                 ) from error
         return [found[number] for number in numbers]
+
+    def _is_usable(self, piece: Piece) -> bool:
+        """Whether the samples of a piece are there, or in shards by now."""
+        mixture = piece.suite.mixture
+        return all(
+            piece.holds(split) or (self._place.result / split / mixture).is_dir()
+            for split in SPLITS
+        )
 
     def _largest_first(self, numbers: list[int]) -> list[int]:
         """With several workers, the order in which none is left alone with a large task."""
@@ -233,7 +250,7 @@ class BuildAttempt:
             mixture, split = units[number]
             for piece in by_mixture[mixture]:  # their room is needed for the next ones
                 (piece.directory / split).unlink(missing_ok=True)
-            totals = _totals(by_mixture[mixture], split)
+            totals = split_totals(by_mixture[mixture], split)
             self._progress.line(
                 f"{split}/{mixture}: {totals['examples']} examples, {totals['input_tokens']} "
                 f"input and {totals['target_tokens']} target tokens"
@@ -265,115 +282,6 @@ class BuildAttempt:
             raise WorkerDiedError(
                 error.number, f"task {name!r}: {error}; the same command goes on from here"
             ) from None
-
-    def _complete(
-        self,
-        by_mixture: dict[str, list[Piece]],
-        tokenizer: PreTrainedTokenizerBase,
-        inputs: dict[Path, InputFile],
-    ) -> Manifest:
-        """What is small and made anew by every attempt: suite, provenance, manifest."""
-        result, options, line = self._place.result, self._options, self._progress.line
-        pieces = [piece for group in by_mixture.values() for piece in group]
-        questions = unshown_questions(pieces, line)
-        dropped = sum((Counter(piece.dropped) for piece in pieces), questions.removed)
-        for reason, number in sorted(dropped.items()):
-            line(f"left out: {number} ({reason})")
-        with writing(result):
-            for name in ("eval", "tokenizer"):
-                shutil.rmtree(result / name, ignore_errors=True)
-            shutil.copytree(self._tokenizer, result / "tokenizer")
-            if questions.tasks:
-                write_suite(
-                    result / "eval",
-                    name=options.name,
-                    source=options.source,
-                    tasks=questions.tasks,
-                )
-            self._provenance(inputs).write(result)
-            manifest = self._manifest(by_mixture, tokenizer, questions.counts, dropped)
-            manifest.write(result)
-        asked = sum(len(task.items) for task in questions.tasks)
-        line(
-            f"eval: {len(questions.tasks)} tasks, {asked} questions"
-            if asked
-            else "eval: no questions, so no suite"
-        )
-        return manifest
-
-    def _provenance(self, inputs: dict[Path, InputFile]) -> Provenance:
-        return Provenance(
-            package=__version__,
-            options=self._options.deciding(),
-            tokenizer={
-                "origin": "trained" if self._options.tokenizer is None else "given",
-                "sha256": tokenizer_fingerprint(self._tokenizer),
-            },
-            tasks=tuple(
-                {
-                    "name": source.name,
-                    "inputs": [inputs[file].record() for file in source.inputs],
-                    "provenance": dict(source.provenance),
-                }
-                for source in self._sources
-            ),
-        )
-
-    def _manifest(
-        self,
-        by_mixture: dict[str, list[Piece]],
-        tokenizer: PreTrainedTokenizerBase,
-        questions: dict[str, dict[str, int]],
-        dropped: Counter[str],
-    ) -> Manifest:
-        result = self._place.result
-        files = [*result.glob("tokenizer/*"), *result.glob("eval/*"), result / PROVENANCE_FILE]
-        files += [*result.rglob(INDEX), *result.rglob(TABLE_FILE)]
-        tasks = [
-            {
-                "id": piece.number,
-                "name": piece.suite.name,
-                "mixture": mixture,
-                "group": piece.suite.group,
-                **{split: piece.splits[split].count for split in SPLITS},
-                **questions[piece.suite.name],
-            }
-            for mixture, pieces in by_mixture.items()
-            for piece in pieces
-        ]
-        splits = {
-            split: {
-                mixture: totals
-                for mixture, pieces in by_mixture.items()
-                if (totals := _totals(pieces, split))["examples"]
-            }
-            for split in SPLITS
-        }
-        return Manifest(
-            name=self._options.name,
-            vocab_size=TextEncoder.of(tokenizer).vocab_size,
-            tokenizer_sha256=tokenizer_fingerprint(result / "tokenizer"),
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            max_input_tokens=self._options.max_input_tokens,
-            max_target_tokens=self._options.max_target_tokens,
-            seed=self._options.seed,
-            splits={split: mixtures for split, mixtures in splits.items() if mixtures},
-            tasks=tuple(sorted(tasks, key=lambda task: task["id"])),
-            dropped=dict(sorted(dropped.items())),
-            files={
-                file.relative_to(result).as_posix(): file_sha256(file) for file in sorted(files)
-            },
-        )
-
-
-def _totals(pieces: Sequence[Piece], split: str) -> dict[str, int]:
-    found = [piece.splits[split] for piece in pieces]
-    return {
-        "examples": sum(one.count for one in found),
-        "input_tokens": sum(total(one.input_lengths) for one in found),
-        "target_tokens": sum(total(one.target_lengths) for one in found),
-    }
 
 
 def _bytes(pieces: Any, split: str) -> int:

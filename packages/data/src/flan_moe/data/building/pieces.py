@@ -123,6 +123,11 @@ class Piece:
         """What the piece shows; see `ShownProblems`."""
         return np.load(self.directory / SHOWN, allow_pickle=False)
 
+    def holds(self, split: str) -> bool:
+        """Whether the file of a split is there with its size; its content is not read."""
+        file = self.directory / split
+        return file.is_file() and file.stat().st_size == self.splits[split].bytes
+
     def samples(self, split: str) -> Iterator[bytes]:
         """The encoded samples of a split, in order.
 
