@@ -129,13 +129,16 @@ def _work(job: Job, connection: Connection, inherited: Sequence[Connection]) -> 
     while True:
         try:
             number = connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             return
         try:
             answer = (True, job(number))
         except BaseException as error:
             answer = (False, _sendable(error))
-        connection.send(answer)
+        try:
+            connection.send(answer)
+        except (BrokenPipeError, ConnectionResetError):
+            return
 
 
 def _die_with_parent() -> None:
