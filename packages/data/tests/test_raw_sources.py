@@ -216,8 +216,22 @@ def test_held_out_names(tmp_path):
     assert groups([f"@{listing}", "cot_sums"]) == {"task1_label", "cot_sums"}
     with pytest.raises(ValueError, match="held_out: no task 'task999' among the 4 found"):
         groups(["task999"])
+    with pytest.raises(ValueError, match=r"held_out: @mlu: no such file, and no evaluation set"):
+        groups(["@mlu"])
     with pytest.raises(ValueError, match="no raw data"):
         raw_sources(RawOptions())
+
+
+def test_what_overlaps_with_an_evaluation_set_can_be_held_out(tmp_path):
+    for name in ("gsm8k", "ecqa"):
+        rows = "".join(f"What is {i}?\t{i}\tIt is {i}.\n" for i in range(40))
+        (tmp_path / f"{name}_train.tsv").write_text(rows)
+    for entry, apart in (("@gsm8k", True), ("@svamp", False), ("@evaluation", True)):
+        sources = {s.name: s for s in raw_sources(RawOptions(), cot=tmp_path, held_out=[entry])}
+        assert (sources["cot_gsm8k"].group == "held_out") == apart
+        assert sources["cot_ecqa"].group == "held_in"
+    assert sources["cot_gsm8k"].inputs == (tmp_path / "gsm8k_train.tsv",)
+    assert "MIT" in sources["cot_gsm8k"].provenance["licence"]
 
 
 def suite_inputs(out, task):

@@ -28,13 +28,14 @@ COMMANDS = (
     "show",
     "verify",
     "leaks",
+    "convert",
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     arguments = _parser().parse_args(argv)
-    # A terminated build cleans up as an interrupted one does.
+    # A terminated build ends as an interrupted one does.
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         arguments.run(arguments)
@@ -46,7 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"flan-moe-data: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("flan-moe-data: interrupted; nothing unfinished has its final name", file=sys.stderr)
+        print(
+            "flan-moe-data: interrupted; nothing unfinished has its final name, and the same "
+            "command goes on with what was finished",
+            file=sys.stderr,
+        )
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -77,10 +77,12 @@ class Manifest:
                 )
 
     def write(self, directory: Path) -> None:
-        """Write ``manifest.json``."""
+        """Write ``manifest.json``, whole or not at all."""
         record = {"format": DATA_FORMAT, "version": DATA_VERSION, **asdict(self)}
         text = json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-        (directory / MANIFEST_FILE).write_text(text, encoding="utf-8")
+        partial = directory / f".{MANIFEST_FILE}.partial"
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(directory / MANIFEST_FILE)
 
 
 def read_manifest(directory: str | Path) -> Manifest:

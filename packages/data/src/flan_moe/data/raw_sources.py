@@ -9,12 +9,14 @@ from functools import partial
 from pathlib import Path
 
 from flan_moe.data.forms import Forms
+from flan_moe.data.held_out import held_out_names
 from flan_moe.data.raw_answers import answer_options
 from flan_moe.data.raw_division import Divided, RawOptions, divide
 from flan_moe.data.raw_forms import task_forms
 from flan_moe.data.raw_inversion import inverted_examples, inverted_name
 from flan_moe.data.raw_tasks import FoundTask, found_tasks
 from flan_moe.data.readers import RawTask, Record
+from flan_moe.data.registry import load_registry
 from flan_moe.data.suite import SuiteItem
 from flan_moe.data.task_source import TaskContent, TaskSource
 
@@ -53,8 +55,9 @@ def raw_sources(
         jsonl: A ``.jsonl`` file, or a folder of them; mixture ``jsonl``.
         templated: A spool of templated rows, made by ``ingest``.
         held_out: Names of tasks that are evaluated and not trained on. ``@FILE`` stands for the
-            names in a file, one per line, such as a split of Natural Instructions; those that are
-            not among the tasks are passed over.
+            names in a file, one per line, such as a split of Natural Instructions, and ``@SET`` for
+            the tasks that overlap with an evaluation set, ``@evaluation`` for those of all sets;
+            those that are not among the tasks found are passed over.
         stand_ins: Whether a Muffin set without a training file may take another of its splits.
         inversion: Whether chain-of-thought tasks get inverted twins, ``cot_input_inversion_*``.
 
@@ -62,7 +65,8 @@ def raw_sources(
         RawDataError: A path holds no such file.
         ValueError: Nothing is given, or a held-out name is not among the tasks.
     """
-    named, listed = _held_out_names(held_out)
+    named, listed = held_out_names(held_out)
+    registry = load_registry()
     sources = []
     for found in found_tasks(
         natural_instructions=natural_instructions,
@@ -81,6 +85,8 @@ def raw_sources(
             group="held_out" if apart else "held_in",
             cot=found.mixture == "cot",
             open=partial(_open, found, options, apart),
+            inputs=tuple(file for file in found.files if isinstance(file, Path)),
+            provenance=registry.provenance(found.name),
         )
         sources.append(source)
         if inversion and source.cot and not apart:
@@ -105,25 +111,6 @@ def raw_sources(
     if unknown:
         raise ValueError(f"held_out: no task {unknown[0]!r} among the {len(sources)} found")
     return sources
-
-
-def _held_out_names(held_out: Iterable[str]) -> tuple[set[str], set[str]]:
-    """The names given, and those that the files given list."""
-    named: set[str] = set()
-    listed: set[str] = set()
-    for name in held_out:
-        if name.startswith("@"):
-            listed.update(_listed(Path(name[1:])))
-        else:
-            named.add(name)
-    return named, listed
-
-
-def _listed(file: Path) -> list[str]:
-    try:
-        return file.read_text(encoding="utf-8").split()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"held_out: {file}: not UTF-8: {error}") from error
 
 
 def _divided(task: RawTask, mixture: str, options: RawOptions, held_out: bool) -> Divided:

@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import re
+import struct
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -46,7 +47,11 @@ class ShardError(ValueError):
 
 
 def mds_writer(
-    directory: str | Path, *, dtype: np.dtype, shard_bytes: int = DEFAULT_SHARD_BYTES
+    directory: str | Path,
+    *,
+    dtype: np.dtype,
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
+    encoded: bool = False,
 ) -> MDSWriter:
     """A mosaicml-streaming writer with this package's columns and hashes.
 
@@ -54,11 +59,35 @@ def mds_writer(
         directory: Must not exist; shards appear in it as they fill, the index at the end.
         dtype: Of the token ids, uint16 or uint32.
         shard_bytes: Largest size of a shard.
+        encoded: Whether ``write`` takes what `encode_sample` returns in place of samples.
     """
     from streaming import MDSWriter
 
+    class EncodedWriter(MDSWriter):
+        def encode_sample(self, sample: bytes) -> bytes:
+            return sample
+
+    kind = EncodedWriter if encoded else MDSWriter
     columns = _columns(np.dtype(dtype).name)
-    return MDSWriter(out=str(directory), columns=columns, hashes=[HASH], size_limit=shard_bytes)
+    return kind(out=str(directory), columns=columns, hashes=[HASH], size_limit=shard_bytes)
+
+
+def encode_sample(sample: Sample) -> bytes:
+    """A sample as it stands in an MDS shard of `mds_writer`, whatever shard that will be.
+
+    The same bytes as from the writer, without its looking up how each value is encoded.
+    """
+    input_ids, labels = _encode_ids(sample["input_ids"]), _encode_ids(sample["labels"])
+    template = sample["template"].encode()
+    # The sizes of the columns whose size the type does not tell come first.
+    sizes = struct.pack("<3I", len(input_ids), len(labels), len(template))
+    return b"".join((sizes, input_ids, labels, struct.pack("<q", sample["task"]), template))
+
+
+def _encode_ids(ids: np.ndarray) -> bytes:
+    """MDS's form of an array of known type: number and size of the dimensions, then the values."""
+    width = 0 if len(ids) < 1 << 8 else 1 if len(ids) < 1 << 16 else 2
+    return bytes([1 << 2 | width]) + len(ids).to_bytes(1 << width, "little") + ids.tobytes()
 
 
 def _columns(dtype: str) -> dict[str, str]:

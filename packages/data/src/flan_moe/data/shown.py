@@ -18,7 +18,7 @@ class ShownProblems:
 
     A problem is kept twice: bare (`Example` ``meta["problems"]``) and as the zero-shot prompt it
     was given (``meta["shown"]``). Texts are compared without regard to case and blanks, as digests
-    of 8 bytes: a whole Flan collection fits in memory.
+    of 8 bytes.
     """
 
     def __init__(self) -> None:
@@ -26,18 +26,30 @@ class ShownProblems:
 
     def add(self, example: Example) -> None:
         """Remember the problem of an example and those of its exemplars."""
-        texts = [example.prompt, *example.meta.get("shown", ()), *example.meta.get("problems", ())]
+        texts = {example.prompt, *example.meta.get("shown", ()), *example.meta.get("problems", ())}
         self._digests.extend(map(_digest, texts))
 
-    def among(self, items: Iterable[SuiteItem]) -> set[SuiteItem]:
-        """Those of the questions that training shows, by their bare problem or their prompt."""
-        by_digest: dict[int, list[SuiteItem]] = {}
-        for item in items:
-            for text in (item.input, item.problem):
-                by_digest.setdefault(_digest(text), []).append(item)
-        asked = np.array(list(by_digest), dtype=np.uint64)
-        found = asked[np.isin(asked, np.frombuffer(self._digests, dtype=np.uint64))]
-        return {item for key in found.tolist() for item in by_digest[key]}
+    def digests_N(self) -> np.ndarray:
+        """The digests so far, (N,) uint64, sorted, each once."""
+        return np.unique(np.frombuffer(self._digests, dtype=np.uint64))
+
+
+def shown_among(items: Iterable[SuiteItem], digests: Iterable[np.ndarray]) -> set[SuiteItem]:
+    """Those of the questions that training shows, by their bare problem or their prompt.
+
+    Args:
+        items: Questions.
+        digests: Of `ShownProblems`, part after part; a whole Flan collection passes through.
+    """
+    by_digest: dict[int, list[SuiteItem]] = {}
+    for item in items:
+        for text in (item.input, item.problem):
+            by_digest.setdefault(_digest(text), []).append(item)
+    asked_A = np.array(sorted(by_digest), dtype=np.uint64)
+    seen_A = np.zeros(len(asked_A), dtype=bool)
+    for digests_N in digests:
+        seen_A |= np.isin(asked_A, digests_N)
+    return {item for key in asked_A[seen_A].tolist() for item in by_digest[key]}
 
 
 def _digest(text: str) -> int:

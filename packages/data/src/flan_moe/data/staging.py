@@ -6,11 +6,15 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 _LOCK = ".building"
+_RESULT = "result"
+_PATIENCE_S = 5.0  # until the worker processes of a build that was killed are gone as well
 
 
 @contextmanager
@@ -50,6 +54,99 @@ def staged_directory(
         _discard(staging)
         raise
     finally:
+        os.close(lock)
+
+
+@dataclass(kw_only=True)
+class Workplace:
+    """Where a directory is made that takes more than one attempt.
+
+    Attributes:
+        path: Whatever is worth keeping between attempts.
+        result: To be made by this attempt; it gets the final name.
+        keep: Whether ``path`` outlives an attempt that fails.
+    """
+
+    path: Path
+    result: Path
+    keep: bool
+
+
+@contextmanager
+def resumable_directory(
+    final: str | Path, *, overwrite: bool = False, marker: str | None = None
+) -> Iterator[Workplace]:
+    """As `staged_directory`, but what a stopped attempt left is there for the next one.
+
+    The workplace is ``.<name>.building`` beside ``final``. Whatever stops the block, a kill
+    included, leaves it as it is; only where ``keep`` is not set, an exception removes it.
+
+    Args:
+        final: The directory to make.
+        overwrite: As of `staged_directory`.
+        marker: As of `staged_directory`.
+
+    Raises:
+        FileExistsError: ``final`` exists and may not be replaced.
+        BlockingIOError: Another process is making it.
+    """
+    final = Path(final).absolute()
+    check_output_directory(final, overwrite=overwrite, marker=marker)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(final.parent, f".{final.name}.building-")
+    path = final.with_name(f".{final.name}.building")
+    lock = _locked(path)
+    place = Workplace(path=path, result=path / _RESULT, keep=len(list(path.iterdir())) > 1)
+    try:
+        # Perhaps it was made while this process waited for the lock.
+        check_output_directory(final, overwrite=overwrite, marker=marker)
+        yield place
+        check_output_directory(final, overwrite=overwrite, marker=marker)
+        _replace(place.result, final)
+        place.keep = False
+    finally:
+        if not place.keep:
+            _discard(path)
+        os.close(lock)
+
+
+def clear(place: Workplace) -> None:
+    """Remove everything that earlier attempts left in a workplace."""
+    for entry in place.path.iterdir():
+        if entry.name != _LOCK:
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+def _locked(path: Path) -> int:
+    """Make a workplace and lock it; returns the descriptor of the lock.
+
+    Raises:
+        BlockingIOError: Another process has it.
+    """
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        path.mkdir(exist_ok=True)
+        try:
+            lock = os.open(path / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
+        except FileNotFoundError:
+            continue  # removed by its owner between the two lines
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):
+                # The owner may have removed the file while this process opened it.
+                if os.path.samestat(os.fstat(lock), os.stat(path / _LOCK)):
+                    os.ftruncate(lock, 0)
+                    os.write(lock, f"{os.getpid()}\n".encode())
+                    return lock
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                owner = os.read(lock, 20).decode(errors="replace").strip()
+                os.close(lock)
+                raise BlockingIOError(
+                    f"{path}: another process ({owner}) is building there; wait for it, or choose "
+                    "another place"
+                ) from None
+            time.sleep(0.05)
         os.close(lock)
 
 

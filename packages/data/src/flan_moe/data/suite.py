@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from flan_moe.data.prompts import ANSWER_CUE, COT_CUE
@@ -102,6 +102,6 @@ def write_suite(directory: Path, *, name: str, source: str, tasks: Sequence[Suit
 
 
 def _write_items(file: Path, items: Sequence[SuiteItem]) -> None:
-    rows = [{k: v for k, v in asdict(item).items() if k != "problem"} for item in items]
+    rows = [{k: v for k, v in vars(item).items() if k != "problem"} for item in items]
     lines = [json.dumps(row, sort_keys=True, ensure_ascii=False) for row in rows]
     file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")

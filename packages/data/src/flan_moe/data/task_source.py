@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from flan_moe.data.example import Example
 from flan_moe.data.suite import SuiteItem
@@ -48,6 +49,10 @@ class TaskSource:
         cot: Whether its problems carry rationales.
         open: Reads or generates the task. Takes the test that a few-shot prompt is short enough;
             with the same test it gives the same content every time.
+        inputs: The raw files that it reads. Their hashes go into the provenance, and a stopped
+            build is only continued while they are the same.
+        provenance: Where the task comes from, for people: ``"licence"``, ``"source"``, ``"type"``
+            and the like, where known.
     """
 
     name: str
@@ -55,3 +60,5 @@ class TaskSource:
     group: str
     cot: bool
     open: Callable[[Callable[[str], bool]], TaskContent] = field(repr=False)
+    inputs: tuple[Path, ...] = ()
+    provenance: Mapping[str, str] = field(default_factory=dict)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from flan_moe.data.json_types import check_types
 
 TABLE_FORMAT = "flan-moe-task-table"
-TABLE_VERSION = 2
+TABLE_VERSION = 3
 TABLE_FILE = "tasks.json"
 
 
@@ -29,6 +29,10 @@ class TaskEntry:
         max_target_tokens: Longest target, eos included.
         types: Setting (`flan_moe.data.template_types`), then number of samples; a task's samples
             are stored setting by setting, in this order.
+        input_tokens: Of all its inputs together.
+        target_tokens: Of all its targets together.
+        input_quantiles: `flan_moe.data.building.lengths.QUANTILES` of the lengths of its inputs.
+        target_quantiles: The same of its targets.
     """
 
     id: int
@@ -39,14 +43,28 @@ class TaskEntry:
     max_input_tokens: int
     max_target_tokens: int
     types: Mapping[str, int]
+    input_tokens: int = 0
+    target_tokens: int = 0
+    input_quantiles: Mapping[str, int] = field(default_factory=dict)
+    target_quantiles: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskTable:
-    """All tasks of one mixture, in stored order."""
+    """All tasks of one mixture, in stored order.
+
+    Attributes:
+        mixture: Its name.
+        tasks: Tile the samples.
+        input_lengths: Histogram over the mixture: the largest length of a bucket
+            (`flan_moe.data.building.lengths.bucket`), then the number of inputs in it.
+        target_lengths: The same of the targets.
+    """
 
     mixture: str
     tasks: tuple[TaskEntry, ...]
+    input_lengths: Mapping[str, int] = field(default_factory=dict)
+    target_lengths: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check that the tasks tile the samples.
@@ -94,7 +112,9 @@ def read_task_table(directory: str | Path) -> TaskTable:
         record = json.loads(file.read_text(encoding="utf-8"))
         if record.pop("format") != TABLE_FORMAT or record.pop("version") != TABLE_VERSION:
             raise ValueError(f"not {TABLE_FORMAT} version {TABLE_VERSION}")
-        check_types(record, {"mixture": str, "tasks": tuple[Mapping[str, Any], ...]})
+        hints = {"mixture": str, "tasks": tuple[Mapping[str, Any], ...]}
+        hints |= dict.fromkeys(("input_lengths", "target_lengths"), Mapping[str, int])
+        check_types(record, hints)
         hints = get_type_hints(TaskEntry)
         for number, task in enumerate(record["tasks"]):
             check_types(task, hints, f"tasks[{number}].")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from flan_moe.data.example import Example
 from flan_moe.data.raw_sources import RawOptions
+from flan_moe.data.registry import load_registry
 from flan_moe.data.spool.reader import SpoolTask, spool_tasks
 from flan_moe.data.suite import EXEMPLARS, SuiteItem
 from flan_moe.data.task_source import TaskContent, TaskSource
@@ -44,6 +45,7 @@ def templated_sources(
         RawDataError: The spool is unfinished or damaged.
     """
     tasks = spool_tasks(spool)
+    registry = load_registry()
     names = Counter(task.task for task in tasks)
     sources = []
     for task in tasks:
@@ -55,6 +57,8 @@ def templated_sources(
                 group="held_out" if name in held_out else "held_in",
                 cot=task.mixture == "cot",
                 open=partial(_open, task, name, options, name in held_out),
+                inputs=tuple(sorted({file for file, _ in task.places})),
+                provenance=registry.provenance(task.task),
             )
         )
     return sources

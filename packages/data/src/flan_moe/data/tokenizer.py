@@ -235,9 +235,9 @@ class TextEncoder:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text, eos at the end, as arrays of `dtype`."""
-        encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array([*e.ids, self.eos_token_id], dtype=self.dtype) for e in encodings]
 
     def length(self, text: str) -> int:
         """Number of ids of a text, eos included."""
-        return len(self._backend.encode(text, add_special_tokens=False).ids) + 1
+        return len(self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids) + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -23,6 +24,16 @@ def add_build_arguments(
     parser.add_argument("--max-target-tokens", type=int, default=targets, help="budget of targets")
     parser.add_argument("--webdataset", action="store_true", help="write the samples as tars too")
     parser.add_argument("--overwrite", action="store_true", help="replace an older data directory")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=usable_cores(),
+        metavar="N",
+        help="processes; 0 works in this one; the bytes are the same",
+    )
+    parser.add_argument(
+        "--restart", action="store_true", help="discard what a stopped build of DIR has finished"
+    )
 
 
 def shared_options(arguments: argparse.Namespace) -> dict[str, int | bool]:
@@ -34,5 +45,12 @@ def shared_options(arguments: argparse.Namespace) -> dict[str, int | bool]:
         "max_target_tokens",
         "webdataset",
         "overwrite",
+        "workers",
+        "restart",
     )
     return {key: getattr(arguments, key) for key in keys}
+
+
+def usable_cores() -> int:
+    """Cores of this process, at most 8, as each worker needs memory; 0 where forking is risky."""
+    return min(len(os.sched_getaffinity(0)), 8) if hasattr(os, "sched_getaffinity") else 0

@@ -67,7 +67,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="tasks to evaluate and not train on; @FILE takes those named in a file, one per line",
+        help="tasks to evaluate and not train on; @FILE takes those named in a file, one per line, "
+        "@SET those that overlap with an evaluation set, @evaluation with any",
     )
     build.add_argument(
         "--stand-ins",

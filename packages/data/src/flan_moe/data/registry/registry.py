@@ -64,6 +64,11 @@ class Registry:
         """
         return self._by_spelling.get(_key(name))
 
+    def provenance(self, name: str) -> dict[str, str]:
+        """Source, type and licence of a task as text; empty for one that is not registered."""
+        task = self.find(name)
+        return {} if task is None else task.provenance
+
     def __getitem__(self, name: str) -> RegisteredTask:
         task = self.find(name)
         if task is None:

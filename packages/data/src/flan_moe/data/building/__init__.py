@@ -1,0 +1,1 @@
+"""The steps of a build: plan, pieces per task in worker processes, merging, evaluation."""

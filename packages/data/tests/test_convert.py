@@ -1,0 +1,111 @@
+"""Shards to tars and back: the same samples, the same bytes, and nothing half-done."""
+
+import shutil
+
+import pytest
+
+from flan_moe.data.cli import main
+from flan_moe.data.convert import convert_data_directory, convert_samples
+from flan_moe.data.manifest import open_data_directory
+from flan_moe.data.shards import read_mds, read_webdataset
+
+
+def tree(directory):
+    return {
+        str(file.relative_to(directory)): file.read_bytes()
+        for file in sorted(directory.rglob("*"))
+        if file.is_file()
+    }
+
+
+def test_tars_added_later_are_those_of_a_build_with_tars(mini, rebuild, tmp_path, capsys):
+    out = rebuild(tmp_path / "out", webdataset=False)
+    assert tree(out) != tree(mini)
+    assert main(["convert", str(out), "--to", "webdataset"]) == 0
+    assert "webdataset/train/cot: 200 samples\n" in capsys.readouterr().out
+    assert tree(out) == tree(mini)
+    assert main(["convert", str(out), "--to", "webdataset"]) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert main(["convert", str(out), "--to", "webdataset", "--overwrite"]) == 0
+    assert tree(out) == tree(mini)
+
+
+def test_shards_that_are_missing_or_damaged_come_back_from_the_tars(mini, mini_copy):
+    for file in (mini_copy / "train" / "cot").glob("*.mds"):
+        file.unlink()
+    (mini_copy / "train" / "niv2" / "index.json").unlink()
+    shard = mini_copy / "validation" / "muffin" / "shard.00000.mds"
+    shard.write_bytes(bytes(len(shard.read_bytes())))
+    lines = list(convert_data_directory(mini_copy, "mds"))
+    assert [line.split(":")[0] for line in lines] == [
+        "train/cot",
+        "train/niv2",
+        "validation/muffin",
+    ]
+    assert tree(mini_copy) == tree(mini)
+    open_data_directory(mini_copy)
+    with pytest.raises(FileExistsError, match="there already, and undamaged"):
+        list(convert_data_directory(mini_copy, "mds"))
+
+
+def test_tars_that_are_damaged_or_of_other_data_change_nothing(mini, rebuild, mini_copy, tmp_path):
+    shutil.rmtree(mini_copy / "webdataset" / "train" / "cot")
+    other = rebuild(tmp_path / "other", seed=1)
+    (mini_copy / "train" / "cot" / "shard.00000.mds").unlink()
+    tars = mini_copy / "webdataset" / "train" / "cot"
+    for how, message in (
+        ("missing", r"cot/index\.json: no such file"),
+        ("other", r"cot: its samples are not those of manifest\.json"),
+        ("flipped", r"shard-00000\.tar: damaged shard"),
+        ("table", r"cot/tasks\.json: missing or damaged; it cannot be made from the tars"),
+    ):
+        if how == "other":
+            shutil.copytree(other / "webdataset" / "train" / "cot", tars)
+        elif how == "flipped":
+            shutil.rmtree(tars)
+            shutil.copytree(mini / "webdataset" / "train" / "cot", tars)
+            data = (tars / "shard-00000.tar").read_bytes()
+            (tars / "shard-00000.tar").write_bytes(data[:-1] + b"x")
+        elif how == "table":
+            (tars / "shard-00000.tar").write_bytes(data)
+            (mini_copy / "train" / "cot" / "tasks.json").unlink()
+        before = tree(mini_copy)
+        with pytest.raises(ValueError, match=message):
+            list(convert_data_directory(mini_copy, "mds"))
+        assert tree(mini_copy) == before
+
+
+def test_samples_alone_go_both_ways(mini, tmp_path):
+    shards = mini / "train" / "t0_sf"
+    count = convert_samples(shards, "webdataset", tmp_path / "tars")
+    assert convert_samples(tmp_path / "tars", "mds", tmp_path / "mds") == count == 200
+    for ours, theirs, back in zip(
+        read_mds(shards),
+        read_webdataset(tmp_path / "tars"),
+        read_mds(tmp_path / "mds"),
+        strict=True,
+    ):
+        for other in (theirs, back):
+            assert ours["input_ids"].tolist() == other["input_ids"].tolist()
+            assert ours["labels"].tolist() == other["labels"].tolist()
+            assert (ours["task"], ours["template"]) == (other["task"], other["template"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "--to", "mds"], "nowhere/manifest.json: no such file"),
+        (["nowhere", "--to", "mds", "--out", "x"], "nowhere/index.json: no such file"),
+        (["MINI", "--to", "mds", "--out", "x"], "is a data directory, which is converted in place"),
+        (["MINI/train/cot", "--to", "mds", "--out", "x"], "not an index of flan-moe-webdataset"),
+        (["MINI/train/cot", "--to", "webdataset", "--out", "MINI"], "exists already"),
+    ],
+)
+def test_what_cannot_be_converted_is_refused(
+    mini, tmp_path, monkeypatch, capsys, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    arguments = [argument.replace("MINI", str(mini)) for argument in arguments]
+    assert main(["convert", *arguments]) == 1
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
