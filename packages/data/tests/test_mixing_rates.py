@@ -5,12 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flan_moe.data.mixing.rates import (
-    epoch_quotas,
-    mixture_weights,
-    proportional_rates,
-    whole_shares,
-)
+from flan_moe.data.mixing.rates import mixture_weights, proportional_rates, whole_shares
 
 counts = st.lists(st.integers(1, 100_000), min_size=1, max_size=40)
 
@@ -27,29 +22,6 @@ def test_whole_shares_sum_to_the_total_and_stay_within_one(sizes, total):
     quotas = whole_shares(shares, total)
     assert quotas.sum() == total
     assert np.all(np.abs(quotas - shares * total) < 1 + 1e-6)
-
-
-@settings(deadline=None)
-@given(counts, st.integers(0, 10_000), st.integers(0, 50), st.integers(0, 2**31))
-def test_quotas_sum_to_the_epoch_and_stay_within_one(sizes, total, epoch, seed):
-    rates = proportional_rates(sizes, [30_000] * len(sizes))
-    quotas = epoch_quotas(rates, total, epoch=epoch, seed=seed)
-    assert quotas.sum() == total
-    assert np.all(quotas >= 0)
-    assert np.all(np.abs(quotas - rates * total) < 1 + 1e-5)
-
-
-def test_whole_rates_give_the_same_quotas_in_every_epoch():
-    rates = proportional_rates([2000] * 7, [30_000] * 7)
-    for epoch in range(20):
-        assert epoch_quotas(rates, 14_000, epoch=epoch, seed=1).tolist() == [2000] * 7
-
-
-def test_a_small_task_is_met_in_its_share_of_epochs():
-    # Exact shares 0.3, 0.9 and 8.8 of 10 samples; largest remainders would never meet the first.
-    rates = np.array([0.03, 0.09, 0.88])
-    quotas = [epoch_quotas(rates, 10, epoch=epoch, seed=0) for epoch in range(4000)]
-    np.testing.assert_allclose(np.mean(quotas, axis=0), rates * 10, atol=0.03)
 
 
 def test_weights_are_normalised_and_zero_leaves_a_mixture_out():

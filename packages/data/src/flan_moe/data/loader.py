@@ -1,16 +1,61 @@
-"""The dataloader: a mixture, packed, that resumes exactly."""
+"""The dataloader: a mixture, packed, that resumes exactly and counts what it hands out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from streaming import StreamingDataLoader
+from torch import Tensor
 
 from flan_moe.data.manifest import read_manifest
+from flan_moe.data.mixing.curriculum import Curriculum
+from flan_moe.data.mixing.spec import MixtureSpec
 from flan_moe.data.mixture import build_mixture_dataset
 from flan_moe.data.packing import MAX_WORKERS, Overlong, PackedCollator
+from flan_moe.data.remote import TIMEOUT_S, open_location
+from flan_moe.data.seen import SeenTasks
 from flan_moe.data.task_table import TaskTable
+
+_TOKENS_KEY = "example_tokens"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _MeasuringCollator(PackedCollator):
+    """Packs, and tells the lengths of the examples, (N, 2), to the loader."""
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        batch = super().__call__(examples)
+        lengths = [(len(e["input_ids"]), len(e["labels"])) for e in examples]
+        budget = (self.max_input_tokens, self.max_target_tokens)
+        tokens = torch.tensor(lengths).minimum(torch.tensor(budget))
+        if self.overlong == "drop":
+            fits = (torch.tensor(lengths) <= torch.tensor(budget)).all(dim=1, keepdim=True)
+            tokens = tokens * fits
+        return {**batch, _TOKENS_KEY: tokens}
+
+
+class MixtureLoader(StreamingDataLoader):
+    """Made by `dataloader`.
+
+    Attributes:
+        seen: Samples and tokens of each task that this process has been handed. Not part of
+            ``state_dict``, which one rank may call alone; save ``seen.state_dict()`` beside it.
+    """
+
+    def __init__(self, *args: Any, seen: SeenTasks, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.seen = seen
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        """The batches of an epoch, or of what is left of it."""
+        for batch in super().__iter__():
+            tokens = batch.pop(_TOKENS_KEY)
+            self.seen.add(batch["task_ids"].numpy(), tokens.numpy())
+            yield batch
 
 
 def dataloader(
@@ -19,6 +64,8 @@ def dataloader(
     batch_size: int,
     split: str = "train",
     weights: Mapping[str, float] | None = None,
+    mixture: MixtureSpec | Curriculum | None = None,
+    held_out: Iterable[str] | None = None,
     epoch_size: int | None = None,
     seed: int = 0,
     shuffle: bool = True,
@@ -29,7 +76,9 @@ def dataloader(
     overlong: Overlong = "truncate",
     num_workers: int = 0,
     verify: bool | None = None,
-) -> StreamingDataLoader:
+    cache: str | Path | None = None,
+    timeout: float = TIMEOUT_S,
+) -> MixtureLoader:
     """Batches of a data directory for training or validation.
 
     One batch is made of ``batch_size`` raw examples; how many rows they fill varies unless ``rows``
@@ -39,13 +88,16 @@ def dataloader(
 
     To resume: make the same dataloader, ``load_state_dict(saved)``, then iterate. Iterating first,
     or making a second dataloader from the same dataset, starts from the beginning. ``num_workers``
-    may differ between the runs. ``loader.collate_fn.counts()`` tells how many examples were cut.
+    may differ between the runs. ``loader.collate_fn.counts()`` tells how many examples were cut,
+    ``loader.seen.counts()`` how many samples and tokens of each task have been handed out.
 
     Args:
-        path: Built by ``flan-moe-data``.
+        path: Built by ``flan-moe-data``; a folder or the URL of one.
         batch_size: Raw examples in the batch of one device.
         split: ``"train"`` or ``"validation"``.
-        weights: Mixture, then its weight; see `build_mixture_dataset`.
+        weights: Stored mixture, then its weight; see `build_mixture_dataset`.
+        mixture: A specification or a curriculum instead; see `build_mixture_dataset`.
+        held_out: Tasks that the specification's ``@SET`` entries stand for.
         epoch_size: Raw examples in an epoch over all devices; see `build_mixture_dataset`.
         seed: Of choice and order.
         shuffle: Whether the order is random.
@@ -56,17 +108,21 @@ def dataloader(
         overlong: ``"truncate"``, ``"drop"`` or ``"error"``; see `pack_examples`.
         num_workers: Processes that read and pack.
         verify: Whether to check the hash of every shard first; see `build_mixture_dataset`.
+        cache: Of a URL: where its files are kept; see `build_mixture_dataset`.
+        timeout: Of a URL, in seconds; see `build_mixture_dataset`.
 
     Returns:
         A dataloader with ``state_dict`` and ``load_state_dict``.
 
     Raises:
         ValueError: The directory is damaged or an argument does not fit; names file or key.
+        DownloadError: A remote file is missing, cannot be reached or is damaged; names its URL.
     """
-    manifest = read_manifest(path)
     if not 0 <= num_workers <= MAX_WORKERS:
         raise ValueError(f"num_workers is {num_workers!r}; expected 0 to {MAX_WORKERS}")
-    collator = PackedCollator(
+    opened = open_location(path, cache=cache, timeout=timeout)
+    manifest = read_manifest(opened.folder)
+    collator = _MeasuringCollator(
         max_input_tokens=max_input_tokens or manifest.max_input_tokens,
         max_target_tokens=max_target_tokens or manifest.max_target_tokens,
         pack=pack,
@@ -75,10 +131,12 @@ def dataloader(
         pad_token_id=manifest.pad_token_id,
     )
     dataset = build_mixture_dataset(
-        path,
+        opened,
         batch_size=batch_size,
         split=split,
         weights=weights,
+        mixture=mixture,
+        held_out=held_out,
         epoch_size=epoch_size,
         seed=seed,
         shuffle=shuffle,
@@ -86,8 +144,9 @@ def dataloader(
     )
     if overlong == "error":
         _refuse_overlong(dataset.tables, collator)
-    return StreamingDataLoader(
+    return MixtureLoader(
         dataset,
+        seen=SeenTasks({task["id"]: task["name"] for task in manifest.tasks}),
         batch_size=batch_size,
         collate_fn=collator,
         num_workers=num_workers,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from flan_moe.data.json_types import check_types
 from flan_moe.data.shards import check_mds
-from flan_moe.data.task_table import read_task_table
+from flan_moe.data.task_table import TaskTable, read_task_table
 from flan_moe.data.tokenizer import tokenizer_fingerprint
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ def open_data_directory(
     vocab_size: int | None = None,
     tokenizer_sha256: str | None = None,
     hashes: bool | None = None,
+    complete: bool = True,
 ) -> Manifest:
     """Check a data directory before long work starts with it.
 
@@ -126,6 +127,8 @@ def open_data_directory(
         hashes: Read and verify every byte; False for existence and sizes of shards only. None
             verifies the bytes of directories up to `AUTO_HASH_BYTES`,
             which is quick.
+        complete: Whether every file must be there; False for the cache of a remote directory
+            (`flan_moe.data.remote`), where only what is there is checked.
 
     Returns:
         Its manifest.
@@ -133,6 +136,24 @@ def open_data_directory(
     Raises:
         ValueError: Something is missing, damaged or does not fit; the message names file and key.
     """
+    return open_with_tables(
+        directory,
+        vocab_size=vocab_size,
+        tokenizer_sha256=tokenizer_sha256,
+        hashes=hashes,
+        complete=complete,
+    )[0]
+
+
+def open_with_tables(
+    directory: str | Path,
+    *,
+    vocab_size: int | None = None,
+    tokenizer_sha256: str | None = None,
+    hashes: bool | None = None,
+    complete: bool = True,
+) -> tuple[Manifest, dict[str, dict[str, TaskTable]]]:
+    """`open_data_directory`, with what it has read: split, then mixture, then its task table."""
     directory = Path(directory)
     manifest = read_manifest(directory)
     file = directory / MANIFEST_FILE
@@ -153,20 +174,24 @@ def open_data_directory(
             f"{file}: vocab_size is {manifest.vocab_size}; the model has {vocab_size} and cannot "
             "embed every id"
         )
-    parts = {
-        directory / split / mixture: counts["examples"]
-        for split, mixtures in manifest.splits.items()
-        for mixture, counts in mixtures.items()
-    }
     if hashes is None:
+        parts = [
+            directory / split / name for split, names in manifest.splits.items() for name in names
+        ]
         size = sum(file.stat().st_size for part in parts for file in part.glob("*.mds"))
         hashes = size <= AUTO_HASH_BYTES
-    for part, examples in parts.items():
-        _check_mixture(part, examples, hashes)
+    tables = {
+        split: {
+            name: _checked_mixture(directory / split / name, counts["examples"], hashes, complete)
+            for name, counts in mixtures.items()
+        }
+        for split, mixtures in manifest.splits.items()
+    }
     if hashes:
         for name, digest in manifest.files.items():
-            _check_hash(directory / name, digest)
-    return manifest
+            if complete or (directory / name).exists():
+                _check_hash(directory / name, digest)
+    return manifest, tables
 
 
 def _check_record(record: Mapping[str, Any]) -> None:
@@ -198,8 +223,8 @@ def file_sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _check_mixture(directory: Path, examples: int, hashes: bool) -> None:
-    index = check_mds(directory, hashes=hashes)
+def _checked_mixture(directory: Path, examples: int, hashes: bool, complete: bool) -> TaskTable:
+    index = check_mds(directory, hashes=hashes, complete=complete)
     table = read_task_table(directory)
     stored = sum(shard["samples"] for shard in index["shards"])
     if not stored == table.num_samples == examples:
@@ -207,6 +232,7 @@ def _check_mixture(directory: Path, examples: int, hashes: bool) -> None:
             f"{directory}: the index lists {stored} samples, tasks.json {table.num_samples}, "
             f"{MANIFEST_FILE} {examples}; expected the same number"
         )
+    return table
 
 
 def _check_hash(file: Path, digest: str) -> None:

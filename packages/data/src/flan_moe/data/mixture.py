@@ -1,7 +1,7 @@
 """A mixture of many tasks as one mosaicml-streaming dataset.
 
-One stream per mixture; which of its samples an epoch holds is decided per task, here. Shuffling,
-partitioning over ranks and workers, and resuming are left to streaming.
+One stream per stored mixture; which samples an epoch holds, and in which order, is decided here.
+Partitioning over ranks and workers, and resuming, are left to streaming.
 """
 
 from __future__ import annotations
@@ -10,23 +10,26 @@ import hashlib
 import json
 import os
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from streaming import Stream, StreamingDataset
+from streaming import StreamingDataset
+from streaming.base.dataset import _ShardState
 from streaming.base.distributed import maybe_init_dist
+from streaming.base.shuffle import get_shuffle
 from streaming.base.world import World
 from torch import distributed
 
-from flan_moe.data.manifest import Manifest, open_data_directory
-from flan_moe.data.mixing.rates import (
-    epoch_quotas,
-    mixture_weights,
-    proportional_rates,
-    whole_shares,
-)
+from flan_moe.data.epoch_plan import Chosen, EpochPlan
+from flan_moe.data.manifest import open_with_tables
+from flan_moe.data.mds_stream import MixtureStream
+from flan_moe.data.mixing.curriculum import Curriculum
+from flan_moe.data.mixing.spec import MixtureSpec
+from flan_moe.data.mixture_plan import plan_epoch
+from flan_moe.data.remote import TIMEOUT_S, Location, OpenedDirectory, open_location
+from flan_moe.data.shards import INDEX
 from flan_moe.data.shared_memory import (
     belongs,
     construction,
@@ -37,48 +40,56 @@ from flan_moe.data.shared_memory import (
     release,
     release_prefix,
 )
-from flan_moe.data.task_table import TaskTable, read_task_table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+__all__ = ["MixtureDataset", "build_mixture_dataset", "plan_epoch"]
+
 FINGERPRINT_KEY = "mixture_fingerprint"
-LARGEST_EPOCH = 10**9
 
 
 class MixtureDataset(StreamingDataset):
-    """Samples of several mixtures at examples-proportional rates.
+    """Samples of several stored mixtures, by a plan of epochs.
 
     Built by `build_mixture_dataset`. A sample is a dict with ``input_ids``, ``labels``, ``task``
     and ``template``.
 
-    With ``shuffle``, epochs walk each task through an endless chain of random permutations of its
-    samples: none comes again, in whatever epoch, before all others of its task have come. Without,
-    every epoch is the same first samples of each task in stored order.
+    With ``shuffle``, epochs walk each task (each setting of it, where a mixture is specified)
+    through an endless chain of random permutations of its samples: none comes again, in whatever
+    epoch, before all others have come. Without, every epoch is the same first samples in stored
+    order.
 
-    The order is a function of seed, epoch and batch size: the number of workers does not change it.
+    The order is a function of seed, epoch and global batch size: the numbers of ranks and workers
+    do not change it.
 
     Args:
-        tables: The task table of each mixture, in the order of ``directories``.
-        directories: The MDS directory of each mixture.
-        choose: Samples of each mixture in an epoch.
+        plan: Which samples an epoch holds.
+        directories: The MDS directory of each of its stored mixtures.
+        sources: Where their missing shards are fetched from; None where all are local.
+        shuffle: Whether the order is random, and different in every epoch.
         **kwargs: Passed to `StreamingDataset`.
     """
 
     def __init__(
         self,
         *,
-        tables: tuple[TaskTable, ...],
+        plan: EpochPlan,
         directories: tuple[Path, ...],
-        choose: tuple[int, ...],
+        sources: tuple[Location | None, ...],
+        shuffle: bool,
         **kwargs: Any,
     ) -> None:
-        self.tables = tables
-        self.choose = choose
-        self.fingerprint = _fingerprint(tables, directories, choose)
+        self.plan = plan
+        self.tables = tuple(plan.tables.values())
+        self.shuffled = shuffle
+        self.fingerprint = _fingerprint(plan, directories)
+        self._present: set[int] = set()
+        # Streaming wants fixed numbers; of these it uses the sum only, which is the epoch's size.
+        numbers = [plan.epoch_size] + [0] * (len(directories) - 1)
         streams = [
-            Stream(local=str(directory), choose=number)
-            for directory, number in zip(directories, choose, strict=True)
+            MixtureStream(local=directory, choose=number, source=source)
+            for directory, number, source in zip(directories, numbers, sources, strict=True)
         ]
         leader = World.detect().is_local_leader
         ours = maybe_init_dist()
@@ -87,9 +98,10 @@ class MixtureDataset(StreamingDataset):
                 reclaim(str(directory.absolute()) for directory in directories)
             if distributed.is_available() and distributed.is_initialized():
                 distributed.barrier()  # nobody looks for a prefix before the leader has the lock
-            # A cache limit would delete shards that exist nowhere else: streaming's #988.
+            # A cache limit would delete shards that exist nowhere else: streaming's #988. And the
+            # order is made here, as streaming's shuffling knows no segments.
             with recorded() as opened:
-                super().__init__(streams=streams, cache_limit=None, **kwargs)
+                super().__init__(streams=streams, cache_limit=None, shuffle=False, **kwargs)
             prefix, held = self._shm_prefix_int, None
             if leader:
                 discard_run_state(prefix)
@@ -115,6 +127,8 @@ class MixtureDataset(StreamingDataset):
         """
         if hasattr(self, "_iterator"):
             self._iterator.exit()
+        for shard in self.shards:
+            shard.close()
         self._finalizer()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -133,55 +147,85 @@ class MixtureDataset(StreamingDataset):
                 mine.non_blocking_exit()
 
     def quotas(self, stream_id: int, epoch: int) -> NDArray[np.int64]:
-        """Samples of each task of one mixture in an epoch, (T,), in the order of its table."""
-        tasks = self.tables[stream_id].tasks
-        rates_T = proportional_rates([t.count for t in tasks], [t.cap for t in tasks])
-        seed = self.shuffle_seed + stream_id
-        return epoch_quotas(rates_T, self.choose[stream_id], epoch=epoch, seed=seed)
+        """Samples of each task of one stored mixture in an epoch, (T,), in its table's order."""
+        epoch = epoch if self.shuffled else 0
+        counts_C = sum(
+            self.plan.quotas(epoch, segment, self.shuffle_seed)
+            for segment in self.plan.segments(epoch)
+        )
+        cells, tasks = self.plan.cells, self.tables[stream_id].tasks
+        ours = cells.stream == stream_id
+        place = {task.id: number for number, task in enumerate(tasks)}
+        numbers = [place[task] for task in cells.task[ours].tolist()]
+        return np.bincount(numbers, counts_C[ours], len(tasks)).astype(np.int64)
 
     def resample_streams(
         self, epoch: int, stream_id: int | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Choose the epoch's samples; called by streaming.
+        """The epoch's samples in their final order; called by streaming.
 
         Args:
             epoch: Which epoch.
-            stream_id: Only this stream, or all of them.
+            stream_id: Must be None: the order is one of all streams together.
 
         Returns:
-            The number of chosen samples in each shard that has any (the units that streaming
-            shuffles), and the sample ids, ascending within a stream.
+            The number of samples in each shard's turn (which streaming would need to shuffle), and
+            the sample ids.
         """
-        if not self.shuffle:
-            epoch = 0  # an evaluation set must not drift from epoch to epoch
+        if stream_id is not None:
+            raise ValueError("batching_method: expected 'random', the mixture is drawn as a whole")
+        if not self.shuffled:
+            # An evaluation set must not drift from epoch to epoch.
+            ids = self._ids(self.plan.choose_first(self.shuffle_seed)[1])
+            return self._units(ids), ids
         units, ids = [], []
-        for stream in range(self.num_streams) if stream_id is None else [stream_id]:
-            chosen = np.sort(self._chosen(stream, epoch)) + self.sample_offset_per_stream[stream]
-            shard = np.searchsorted(self.sample_offset_per_shard, chosen, side="right") - 1
-            units.append(np.unique(shard, return_counts=True)[1])
-            ids.append(chosen)
-        return np.concatenate(units).astype(np.int64), np.concatenate(ids).astype(np.int64)
+        for segment, chosen in self.plan.choose(epoch, self.shuffle_seed):
+            stored = self._ids(chosen)
+            units.append(self._units(stored))
+            # One order per segment: what follows a change of the mixture comes after it.
+            seed = (self.shuffle_seed + segment.stage * 1_000_003) % 2**32
+            order = get_shuffle(
+                self.shuffle_algo,
+                units[-1],
+                1,
+                seed,
+                epoch,
+                self._block_size(),
+            )
+            ids.append(stored[order])
+        return np.concatenate(units), np.concatenate(ids)
 
-    def _chosen(self, stream: int, epoch: int) -> NDArray[np.int64]:
-        """Ids within the stream; a task with more quota than samples repeats some."""
-        quotas = [self.quotas(stream, e) for e in range(epoch + 1)]
-        before_T = np.sum(quotas[:-1], axis=0, dtype=np.int64) + np.zeros_like(quotas[-1])
-        parts = []
-        tasks = self.tables[stream].tasks
-        for task, used, quota in zip(tasks, before_T.tolist(), quotas[-1].tolist(), strict=True):
-            while quota > 0:
-                turn, position = divmod(used, task.count)
-                order = self._permutation(stream, task.id, turn, task.count)
-                part = order[position : position + quota]
-                parts.append(task.start + part)
-                used, quota = used + len(part), quota - len(part)
-        return np.concatenate(parts)
+    def _ids(self, chosen: Chosen) -> NDArray[np.int64]:
+        return self.sample_offset_per_stream[chosen.stream] + chosen.sample
 
-    def _permutation(self, stream: int, task: int, turn: int, count: int) -> NDArray[np.int64]:
-        if not self.shuffle:
-            return np.arange(count)
-        rng = np.random.default_rng((self.shuffle_seed, stream, task, turn))
-        return rng.permutation(count)
+    def _units(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Samples of each shard that has any; the ids ascend."""
+        shard = np.searchsorted(self.sample_offset_per_shard, ids, side="right") - 1
+        return np.unique(shard, return_counts=True)[1].astype(np.int64)
+
+    def _block_size(self) -> int:
+        """Over how many samples a shard's are spread; streaming's default for one node."""
+        return self.shuffle_block_size or 4_000_000
+
+    def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
+        """Bring a shard if it is missing; called by streaming, for every sample.
+
+        Streaming downloads in a background thread, and a failure there would end the epoch early
+        without a word, or leave other workers waiting for ever. So it is left to whoever wants a
+        sample of the shard to try again, in the foreground, where the error is seen.
+        """
+        if shard_id in self._present:
+            return
+        try:
+            super().prepare_shard(shard_id, blocking)
+        except (OSError, ValueError):
+            self._shard_states[shard_id] = _ShardState.LOCAL
+            if blocking:
+                raise
+            return
+        shard = self.shards[shard_id]
+        if Path(shard.dirname, shard.raw_data.basename).is_file():
+            self._present.add(int(shard_id))
 
     def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
         """Position in the data, and the fingerprint of the mixture it belongs to.
@@ -220,43 +264,66 @@ class MixtureDataset(StreamingDataset):
 
 
 def build_mixture_dataset(
-    path: str | Path,
+    path: str | Path | OpenedDirectory,
     *,
     batch_size: int,
     split: str = "train",
     weights: Mapping[str, float] | None = None,
+    mixture: MixtureSpec | Curriculum | None = None,
+    held_out: Iterable[str] | None = None,
     epoch_size: int | None = None,
     seed: int = 0,
     shuffle: bool = True,
     verify: bool | None = None,
+    cache: str | Path | None = None,
+    timeout: float = TIMEOUT_S,
 ) -> MixtureDataset:
     """Open one split of a data directory as a weighted mixture.
 
     Args:
-        path: Built by ``flan-moe-data``.
+        path: Built by ``flan-moe-data``; a folder, or the URL of one (`flan_moe.data.remote`),
+            whose shards are then fetched as they are needed.
         batch_size: Raw examples in the batch of one device.
         split: ``"train"`` or ``"validation"``.
-        weights: Mixture, then its weight; None weighs all tasks by ``min(count, cap)``.
+        weights: Stored mixture, then its weight; None weighs all tasks by ``min(count, cap)``.
+        mixture: A specification instead of weights: every epoch then holds whole numbers of samples
+            of each task and setting, within one of their shares. Or a curriculum of them.
+        held_out: Names of the tasks that ``@SET`` entries of a specification stand for.
         epoch_size: Samples in an epoch, over all devices. None takes the sum of ``min(count, cap)``
-            over all tasks of the mixtures that have a weight.
+            over all tasks that have a share, of a curriculum in its first stage.
         seed: Of the choice and the order of samples.
         shuffle: Whether the order is random, and different in every epoch.
-        verify: Whether to read every shard and check its hash first; None decides by size, see
-            `open_data_directory`.
+        verify: Whether to read every shard that is here and check its hash first; None decides by
+            size, see `open_data_directory`. What is fetched is always verified.
+        cache: Of a URL: parent of the folder that its files are kept in; None for
+            ``flan-moe-data`` in the user's cache directory. Nothing is ever removed from it.
+        timeout: Of a URL: seconds to wait for a connection, and for each read.
 
     Raises:
         ValueError: The directory is damaged, or an argument does not fit it; names file or key.
+        DownloadError: A remote file is missing, cannot be reached or is damaged; names its URL.
     """
-    path = Path(path)
     for key, value in (("batch_size", batch_size), ("epoch_size", epoch_size)):
         if value is not None and (isinstance(value, bool) or value < 1):
             raise ValueError(f"{key} is {value!r}; expected a positive whole number")
-    manifest = open_data_directory(path, hashes=verify)
-    plan = plan_epoch(path, manifest, split, weights, epoch_size, shuffle=shuffle)
+    opened = open_location(path, cache=cache, timeout=timeout)
+    folder, source = opened.folder, opened.source
+    manifest, tables = open_with_tables(folder, hashes=verify, complete=source is None)
+    plan = plan_epoch(
+        folder,
+        manifest,
+        split,
+        weights,
+        epoch_size,
+        shuffle=shuffle,
+        mixture=mixture,
+        held_out=held_out,
+        tables=tables.get(split),
+    )
     return MixtureDataset(
-        tables=tuple(table for table, _ in plan.values()),
-        directories=tuple(path / split / name for name in plan),
-        choose=tuple(number for _, number in plan.values()),
+        plan=plan,
+        directories=tuple(folder / split / name for name in plan.tables),
+        sources=tuple(source and source / f"{split}/{name}" for name in plan.tables),
         batch_size=batch_size,
         shuffle=shuffle,
         shuffle_seed=seed,
@@ -265,72 +332,13 @@ def build_mixture_dataset(
     )
 
 
-def plan_epoch(
-    path: Path,
-    manifest: Manifest,
-    split: str,
-    weights: Mapping[str, float] | None,
-    epoch_size: int | None,
-    *,
-    shuffle: bool,
-) -> dict[str, tuple[TaskTable, int]]:
-    """How many samples of which mixture an epoch holds; see `build_mixture_dataset`.
-
-    Returns:
-        Mixture, then its task table and its samples in an epoch.
-
-    Raises:
-        ValueError: A task table is damaged, or an argument does not fit; names file or key.
-    """
-    if split not in manifest.splits:
-        raise ValueError(f"split is {split!r}; {path} has {sorted(manifest.splits)}")
-    tables = {name: read_task_table(path / split / name) for name in manifest.splits[split]}
-    sizes = {
-        name: sum(min(task.count, task.cap) for task in table.tasks)
-        for name, table in tables.items()
-    }
-    if weights is not None:
-        # A mixture of the directory that this split happens to lack may be left out by name.
-        known = {task["mixture"] for task in manifest.tasks}
-        weights = {n: w for n, w in weights.items() if w or n in sizes or n not in known}
-    shares = mixture_weights(sizes, weights)
-    total = _epoch_size(epoch_size, sum(sizes[name] for name in shares), shuffle)
-    choose = whole_shares(np.array(list(shares.values())), total)
-    for name, number in zip(shares, choose, strict=True):
-        if number == 0:
-            raise ValueError(
-                f"epoch_size is {total}; mixture {name!r} with share {shares[name]:.2g} would get "
-                "no sample"
-            )
-    return {name: (tables[name], int(number)) for name, number in zip(shares, choose, strict=True)}
-
-
-def _epoch_size(asked: int | None, natural: int, shuffle: bool) -> int:
-    """Samples in an epoch; with shuffling the same number on every rank.
-
-    Otherwise streaming repeats samples to even out the ranks, which `MixtureDataset` rules out for
-    training; for an evaluation set it is the lesser evil.
-    """
-    ranks = World.detect().num_ranks
-    if asked is None:
-        return natural + (-natural % ranks if shuffle else 0)
-    if asked > LARGEST_EPOCH:
-        raise ValueError(
-            f"epoch_size is {asked}; expected at most {LARGEST_EPOCH}: the order of an epoch is "
-            "held in memory"
-        )
-    if shuffle and asked % ranks:
-        raise ValueError(f"epoch_size is {asked}; expected a multiple of the {ranks} ranks")
-    return asked
-
-
-def _fingerprint(
-    tables: tuple[TaskTable, ...], directories: tuple[Path, ...], choose: tuple[int, ...]
-) -> str:
+def _fingerprint(plan: EpochPlan, directories: tuple[Path, ...]) -> str:
     """Digest of everything that decides which samples come when, but seed and batch size."""
-    digest = hashlib.sha256()
-    for table, directory, number in zip(tables, directories, choose, strict=True):
-        tasks = [[t.id, t.name, t.start, t.count, t.cap] for t in table.tasks]
-        digest.update(json.dumps([table.mixture, number, tasks]).encode())
-        digest.update((directory / "index.json").read_bytes())  # holds the hashes of the shards
+    digest = hashlib.sha256(f"{plan.epoch_size} {plan.description}".encode())
+    for table, directory in zip(plan.tables.values(), directories, strict=True):
+        tasks = [
+            [t.id, t.name, t.start, t.count, t.cap, list(t.types.items())] for t in table.tasks
+        ]
+        digest.update(json.dumps([table.mixture, tasks]).encode())
+        digest.update((directory / INDEX).read_bytes())  # holds the hashes of the shards
     return digest.hexdigest()

@@ -125,12 +125,15 @@ def read_mds(directory: str | Path, *, start: int = 0) -> Iterator[Sample]:
         start = max(start - len(shard), 0)
 
 
-def check_mds(directory: str | Path, *, hashes: bool = False) -> dict[str, Any]:
+def check_mds(
+    directory: str | Path, *, hashes: bool = False, complete: bool = True
+) -> dict[str, Any]:
     """Compare the shards of a directory with their index.
 
     Args:
         directory: One MDS directory.
         hashes: Read every byte and compare hashes as well; otherwise existence and size only.
+        complete: Whether every shard must be there; in a cache of a remote directory some are not.
 
     Returns:
         The parsed index.
@@ -152,7 +155,9 @@ def check_mds(directory: str | Path, *, hashes: bool = False) -> dict[str, Any]:
         except (TypeError, ValueError) as error:
             raise ShardError(f"{directory / INDEX}: shards[{number}]: {error}") from error
         info = entry["raw_data"]
-        _check_file(directory, info["basename"], info["bytes"], info["hashes"], hashes)
+        name = info["basename"]
+        if complete or not name_is_plain(name) or (directory / name).exists():
+            _check_file(directory, name, info["bytes"], info["hashes"], hashes)
     return index
 
 
@@ -240,6 +245,11 @@ def check_webdataset(directory: str | Path, *, hashes: bool = False) -> dict[str
     return index
 
 
+def name_is_plain(name: str) -> bool:
+    """Whether a shard's name stays inside its directory."""
+    return Path(name).name == name
+
+
 def _take(iterator: Iterator[Sample], count: int) -> Iterator[Sample]:
     for _, sample in zip(range(count), iterator, strict=False):
         yield sample
@@ -313,7 +323,7 @@ def _check_file(
     directory: Path, name: str, size: int, digests: dict[str, str], hashes: bool
 ) -> None:
     file = directory / name
-    if Path(name).name != name:
+    if not name_is_plain(name):
         raise ShardError(f"{directory / INDEX}: shard name {name!r} leaves the directory")
     if not file.is_file():
         raise ShardError(f"{file}: missing shard; {INDEX} lists it with {size} bytes")

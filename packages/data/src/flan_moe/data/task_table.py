@@ -95,8 +95,9 @@ def read_task_table(directory: str | Path) -> TaskTable:
         if record.pop("format") != TABLE_FORMAT or record.pop("version") != TABLE_VERSION:
             raise ValueError(f"not {TABLE_FORMAT} version {TABLE_VERSION}")
         check_types(record, {"mixture": str, "tasks": tuple[Mapping[str, Any], ...]})
+        hints = get_type_hints(TaskEntry)
         for number, task in enumerate(record["tasks"]):
-            check_types(task, get_type_hints(TaskEntry), f"tasks[{number}].")
+            check_types(task, hints, f"tasks[{number}].")
         tasks = tuple(TaskEntry(**task) for task in record.pop("tasks"))
         return TaskTable(tasks=tasks, **record)
     except FileNotFoundError:

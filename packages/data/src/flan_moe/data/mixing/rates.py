@@ -1,4 +1,4 @@
-"""Examples-proportional mixing: how many samples of each task an epoch holds.
+"""Examples-proportional mixing by the weights of stored mixtures and the caps of task tables.
 
 A task's rate is ``min(count, cap)`` (Raffel et al. 2020, section 3.5.2; caps of the Flan collection
 in `flan_moe.data.task_source`). Rates are normalised within a mixture, mixtures are combined by
@@ -33,36 +33,6 @@ def whole_shares(shares: np.ndarray, total: int) -> np.ndarray:
     missing = total - int(quota_T.sum())
     quota_T[np.argsort(-(exact_T - quota_T), kind="stable")[:missing]] += 1
     return quota_T
-
-
-def epoch_quotas(rates: np.ndarray, total: int, *, epoch: int, seed: int) -> np.ndarray:
-    """Number of samples of each task in one epoch.
-
-    Every task gets the floor of its exact share; who gets one more is drawn by systematic sampling
-    with a random start per epoch. So each quota is within one of the exact share, and a task whose
-    share is 0.3 samples is met in three epochs of ten instead of never.
-
-    Args:
-        rates: (T,) shares, sum 1.
-        total: Samples in the epoch.
-        epoch: Which epoch.
-        seed: Of the draw.
-
-    Returns:
-        (T,) int64 with sum ``total``.
-    """
-    exact_T = np.asarray(rates, np.float64) * total
-    # A share that is whole but for rounding error must not win or lose a sample by it.
-    quota_T = np.floor(exact_T + 1e-6).astype(np.int64)
-    fraction_T = np.maximum(exact_T - quota_T, 0.0)
-    missing = total - int(quota_T.sum())
-    if missing == 0:
-        return quota_T
-    start = np.random.default_rng((seed, epoch)).random()
-    edges_T = np.cumsum(fraction_T) * (missing / fraction_T.sum())
-    edges_T[-1] = missing  # exact, whatever the rounding of the sum
-    picks_T = np.floor(edges_T + start).astype(np.int64)
-    return quota_T + np.diff(picks_T, prepend=np.floor(start).astype(np.int64))
 
 
 def mixture_weights(

@@ -1,0 +1,99 @@
+"""What has been seen of each task so far: samples and tokens, exact across a resume."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+_COLUMNS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """Of one task."""
+
+    samples: int
+    input_tokens: int
+    target_tokens: int
+
+
+class SeenTasks:
+    """Counts per task of the batches that a dataloader has handed out.
+
+    A batch counts when it is handed out, not when a worker has read it ahead, so the counts go with
+    the position that the dataloader's ``state_dict`` tells at the same moment. Tokens are counted
+    as trained on: cut to the budgets of a row, and not at all where an overlong example is dropped.
+
+    Args:
+        names: Task id, then name.
+    """
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        self._names = dict(names)
+        shape = (max(self._names, default=-1) + 1, _COLUMNS)
+        self._before = np.zeros(shape, np.int64)
+        self._here = np.zeros(shape, np.int64)
+
+    def add(self, task_ids: np.ndarray, tokens: np.ndarray) -> None:
+        """Count a batch: (N,) task ids, and (N, 2) input and target tokens."""
+        rows = np.concatenate([np.ones((len(task_ids), 1), np.int64), tokens], axis=1)
+        np.add.at(self._here, task_ids, rows)
+
+    def counts(self) -> dict[str, Seen]:
+        """Of every task seen: what was loaded, and what this process has been handed since."""
+        return self._named(self._before + self._here)
+
+    def total(self) -> dict[str, Seen]:
+        """The same over all ranks; where there are several, all of them must call it."""
+        return self._named(self._sum())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counts over all ranks, for `load_state_dict` on each of however many ranks come then.
+
+        Where a process group is set up, all ranks must call it.
+        """
+        sums = self._sum()
+        return {name: sums[task].tolist() for task, name in self._names.items() if sums[task].any()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from saved counts.
+
+        Raises:
+            ValueError: They are of a task that is not among these; names it.
+        """
+        ids = {name: task for task, name in self._names.items()}
+        before = np.zeros_like(self._before)
+        for name, row in state.items():
+            if name not in ids:
+                raise ValueError(f"counts of task {name!r}: no such task in this data directory")
+            before[ids[name]] = row
+        self._before, self._here = before, np.zeros_like(self._here)
+
+    def _sum(self) -> np.ndarray:
+        from torch import distributed
+
+        here = torch.from_numpy(self._here.copy())
+        if distributed.is_available() and distributed.is_initialized():
+            if distributed.get_backend() == "nccl":
+                here = here.cuda()
+            distributed.all_reduce(here)
+        return self._before + here.cpu().numpy()
+
+    def _named(self, sums: np.ndarray) -> dict[str, Seen]:
+        return {
+            name: Seen(
+                **dict(
+                    zip(
+                        ("samples", "input_tokens", "target_tokens"),
+                        sums[task].tolist(),
+                        strict=True,
+                    )
+                )
+            )
+            for task, name in self._names.items()
+            if sums[task, 0]
+        }
