@@ -20,7 +20,7 @@ from flan_moe.data.remote import TIMEOUT_S, open_location
 from flan_moe.data.seen import SeenTasks
 from flan_moe.data.task_table import TaskTable
 
-_TOKENS_KEY = "example_tokens"
+EXAMPLE_TOKENS = "example_tokens"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class _MeasuringCollator(PackedCollator):
         if self.overlong == "drop":
             fits = (torch.tensor(lengths) <= torch.tensor(budget)).all(dim=1, keepdim=True)
             tokens = tokens * fits
-        return {**batch, _TOKENS_KEY: tokens}
+        return {**batch, EXAMPLE_TOKENS: tokens}
 
 
 class MixtureLoader(StreamingDataLoader):
@@ -53,7 +53,7 @@ class MixtureLoader(StreamingDataLoader):
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """The batches of an epoch, or of what is left of it."""
         for batch in super().__iter__():
-            tokens = batch.pop(_TOKENS_KEY)
+            tokens = batch.pop(EXAMPLE_TOKENS)
             self.seen.add(batch["task_ids"].numpy(), tokens.numpy())
             yield batch
 
