@@ -60,26 +60,28 @@ NIV2 = {f"task_{number}": (11 + number, 3, 20 - number) for number in range(6)}
 TABLES = {"muffin": table("muffin", MUFFIN), "niv2": table("niv2", NIV2, first_id=4)}
 
 
+MANIFEST = {
+    "name": "test",
+    "vocab_size": 8,
+    "tokenizer_sha256": "",
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "max_input_tokens": 8,
+    "max_target_tokens": 8,
+    "seed": 0,
+    "tasks": (),
+    "dropped": {},
+    "files": {},
+}
+
+
 @pytest.fixture
 def plan(tmp_path):
     """The function that plans epochs over the two tables above."""
     for name, content in TABLES.items():
         (tmp_path / "train" / name).mkdir(parents=True)
         content.write(tmp_path / "train" / name)
-    manifest = Manifest(
-        name="test",
-        vocab_size=8,
-        tokenizer_sha256="",
-        pad_token_id=0,
-        eos_token_id=1,
-        max_input_tokens=8,
-        max_target_tokens=8,
-        seed=0,
-        splits={"train": {name: {} for name in TABLES}},
-        tasks=(),
-        dropped={},
-        files={},
-    )
+    manifest = Manifest(**MANIFEST, splits={"train": {name: {} for name in TABLES}})
 
     def make(mixture, epoch_size=None, **options):
         options = {"shuffle": True, **options}
@@ -243,6 +245,36 @@ def test_bad_mixtures_are_refused(plan, mixture, options, message):
 def test_bad_curricula_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_200k_samples_of_1836_tasks_have_the_shares_that_are_explained(tmp_path):
+    """Pearson's statistic over tasks and settings, far below that of a random draw."""
+    rng = np.random.default_rng(1)
+    spec = MixtureSpec(
+        name="flan",
+        sub_mixtures={"all": SubMixture(weight=1.0, mixtures=("niv2",), cap=5000, temperature=1.5)},
+    )
+    counts = rng.pareto(1.0, 1836) * 400 + 10
+    content = table("niv2", {f"task_{n}": (int(c), 5, 3, int(c)) for n, c in enumerate(counts)})
+    (tmp_path / "train" / "niv2").mkdir(parents=True)
+    content.write(tmp_path / "train" / "niv2")
+    manifest = MANIFEST | {"splits": {"train": {"niv2": {}}}}
+    made = plan_epoch(
+        tmp_path, Manifest(**manifest), "train", None, 50_000, shuffle=True, mixture=spec
+    )
+    drawn = np.zeros(len(made.cells.count))
+    for epoch in range(4):
+        for _, chosen in made.choose(epoch, 0):
+            cells = np.searchsorted(made.cells.start, chosen.sample, side="right") - 1
+            drawn += np.bincount(cells, minlength=len(drawn))
+    sizes = [
+        TaskSize(name=task.name, mixture="niv2", count=task.count, types=task.types)
+        for task in content.tasks
+    ]
+    shares = [s for share in task_shares(spec, sizes) for s in share.types.values()]
+    exact = np.array(shares) * 200_000
+    assert drawn.sum() == 200_000
+    assert np.sum((drawn - exact) ** 2 / exact) < 0.5 * (len(exact) - 1)
 
 
 def test_a_whole_flan_collection_is_planned_in_seconds():

@@ -9,6 +9,10 @@ import pytest
 import torch
 
 from flan_moe.data.loader import dataloader
+from flan_moe.data.manifest import read_manifest
+from flan_moe.data.mixing.curriculum import Curriculum
+from flan_moe.data.mixing.shares import TaskSize, task_shares
+from flan_moe.data.mixing.spec import MixtureSpec, SubMixture
 from flan_moe.data.mixture import build_mixture_dataset
 from flan_moe.data.shards import read_mds
 from flan_moe.data.task_table import read_task_table
@@ -215,6 +219,85 @@ def test_a_state_of_another_mixture_is_refused(mini, mini_copy):
         dataloader(mini, **options).load_state_dict(state)
 
 
+SPEC = MixtureSpec(
+    name="test",
+    sub_mixtures={
+        "big": SubMixture(weight=0.7, mixtures=("muffin", "t0_sf"), cap=25),
+        "small": SubMixture(weight=0.3, mixtures=("niv2", "cot"), temperature=3.0),
+    },
+)
+
+
+def chi_squared(mini, spec, drawn):
+    """Statistic of the tasks that were drawn against the shares of a mixture; 99.9 % bound."""
+    sizes = [
+        TaskSize(name=task.name, mixture=name, count=task.count, types=task.types)
+        for name in MIXTURES
+        for task in read_task_table(mini / "train" / name).tasks
+    ]
+    expected = {share.task.name: share.share for share in task_shares(spec, sizes)}
+    total = sum(drawn.values())
+    statistic = sum((drawn[n] - total * s) ** 2 / (total * s) for n, s in expected.items())
+    freedom = len(expected) - 1
+    cube = 1 - 2 / (9 * freedom) + 3.09 * np.sqrt(2 / (9 * freedom))  # Wilson and Hilferty
+    return statistic, freedom * cube**3
+
+
+def test_what_is_seen_has_the_shares_that_are_explained(mini):
+    loader = dataloader(mini, batch_size=40, mixture=SPEC, epoch_size=1000)
+    for _ in range(3):
+        list(loader)
+    drawn = {name: seen.samples for name, seen in loader.seen.counts().items()}
+    assert sum(drawn.values()) == 3000
+    statistic, bound = chi_squared(mini, SPEC, drawn)
+    assert statistic < bound / 10, "quotas are closer to the shares than a random draw"
+    other = Curriculum.reweighted(SPEC, {1: {"small": 0.4}}).stages[1]
+    statistic, bound = chi_squared(mini, other, drawn)
+    assert statistic > bound, "so few samples tell 0.30 from 0.36"
+
+
+def test_a_specification_is_part_of_the_fingerprint(mini):
+    options = {"batch_size": 24, "epoch_size": 240}
+    state = dataloader(mini, **options, mixture=SPEC).state_dict()
+    again = MixtureSpec(name="renamed", sub_mixtures=SPEC.sub_mixtures)
+    dataloader(mini, **options, mixture=again).load_state_dict(state)
+    for changed in (
+        Curriculum.reweighted(SPEC, {500: {"small": 0.5}}),
+        Curriculum.reweighted(SPEC, {1: {"small": 0.30001}}).stages[1],
+        None,
+    ):
+        with pytest.raises(ValueError, match="resumes only on the same data"):
+            dataloader(mini, **options, mixture=changed).load_state_dict(state)
+
+
+def test_a_curriculum_changes_between_two_samples_of_an_epoch(mini):
+    names = {task["id"]: task["mixture"] for task in read_manifest(mini).tasks}
+    change = Curriculum.reweighted(SPEC, {500: {"big": 0.0}})
+    loader = dataloader(mini, batch_size=20, mixture=change, epoch_size=240)
+    drawn = [names[task] for _ in range(3) for b in loader for task in b["task_ids"].tolist()]
+    assert {"muffin", "t0_sf"} <= set(drawn[:500])
+    assert set(drawn[500:]) == {"niv2", "cot"}
+    assert abs(sum(name in ("niv2", "cot") for name in drawn[:500]) - 0.3 * 500) < 2
+
+
+@pytest.mark.parametrize("stop", [1, 3, 9, 10, 12])
+def test_resuming_around_a_change_of_the_mixture(mini, stop):
+    """The change is in batch 10 of the second epoch; every stop gives the same rest."""
+    change = Curriculum.reweighted(SPEC, {240 + 230: {"small": 2.0}})
+    options = {"batch_size": 24, "mixture": change, "epoch_size": 312, "seed": 8}
+    whole = dataloader(mini, **options)
+    expected = [contents(whole) for _ in range(3)]
+    before = dataloader(mini, **options)
+    contents(before)
+    iterator = iter(before)
+    for _ in range(stop):
+        next(iterator)
+    after = dataloader(mini, **options)
+    after.load_state_dict(before.state_dict())
+    assert contents(after) == expected[1][stop:]
+    assert contents(after) == expected[2]
+
+
 def test_the_loaders_batches_are_packed_examples(mini):
     loader = dataloader(mini, batch_size=48)
     batch = next(iter(loader))
@@ -254,6 +337,7 @@ def test_overlong_examples_are_refused_before_training(mini):
         ({"batch_size": 8, "weights": {"flan": 1}}, r"weights\.flan: no such mixture"),
         ({"batch_size": 8, "weights": WEIGHTS, "epoch_size": 8}, "'cot' with share 0.03"),
         ({"batch_size": 8, "num_workers": -1}, "num_workers is -1"),
+        ({"batch_size": 8, "weights": WEIGHTS, "mixture": SPEC}, "weights and mixture are both"),
     ],
 )
 def test_bad_arguments_are_named(mini, options, message):

@@ -11,6 +11,7 @@ from flan_moe.data.__about__ import __version__
 
 _HOME = {
     "BuildOptions": "build",
+    "Curriculum": "mixing.curriculum",
     "Example": "example",
     "Manifest": "manifest",
     "MixtureDataset": "mixture",
@@ -39,6 +40,7 @@ _HOME = {
     "save_tokenizer": "tokenizer",
     "tokenizer_fingerprint": "tokenizer",
     "train_tokenizer": "tokenizer",
+    "webdataset_loader": "web_loader",
     "write_mds": "shards",
     "write_webdataset": "shards",
 }

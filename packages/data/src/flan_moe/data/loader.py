@@ -11,7 +11,7 @@ import torch
 from streaming import StreamingDataLoader
 from torch import Tensor
 
-from flan_moe.data.manifest import read_manifest
+from flan_moe.data.manifest import Manifest, read_manifest
 from flan_moe.data.mixing.curriculum import Curriculum
 from flan_moe.data.mixing.spec import MixtureSpec
 from flan_moe.data.mixture import build_mixture_dataset
@@ -20,14 +20,49 @@ from flan_moe.data.remote import TIMEOUT_S, open_location
 from flan_moe.data.seen import SeenTasks
 from flan_moe.data.task_table import TaskTable
 
-EXAMPLE_TOKENS = "example_tokens"
+TOKENS_KEY = "example_tokens"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _MeasuringCollator(PackedCollator):
+class MeasuringCollator(PackedCollator):
     """Packs, and tells the lengths of the examples, (N, 2), to the loader."""
 
+    @classmethod
+    def of(
+        cls,
+        manifest: Manifest,
+        *,
+        max_input_tokens: int | None,
+        max_target_tokens: int | None,
+        **options: Any,
+    ) -> MeasuringCollator:
+        """For a data directory, whose budgets are taken where none are given."""
+        return cls(
+            max_input_tokens=max_input_tokens or manifest.max_input_tokens,
+            max_target_tokens=max_target_tokens or manifest.max_target_tokens,
+            pad_token_id=manifest.pad_token_id,
+            **options,
+        )
+
+    def refuse_overlong(self, tables: Iterable[TaskTable]) -> None:
+        """Refuse before training what `pack_examples` would refuse in the middle of it.
+
+        Raises:
+            ValueError: A task has an example above a budget; names both.
+        """
+        for table in tables:
+            for task in table.tasks:
+                for kind in ("input", "target"):
+                    longest = getattr(task, f"max_{kind}_tokens")
+                    budget = getattr(self, f"max_{kind}_tokens")
+                    if longest > budget:
+                        raise ValueError(
+                            f"max_{kind}_tokens is {budget}, but mixture {table.mixture!r}, task "
+                            f"{task.name!r} has an example of {longest} tokens (overlong='error')"
+                        )
+
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Pack one batch; see `pack_examples`."""
         batch = super().__call__(examples)
         lengths = [(len(e["input_ids"]), len(e["labels"])) for e in examples]
         budget = (self.max_input_tokens, self.max_target_tokens)
@@ -35,7 +70,7 @@ class _MeasuringCollator(PackedCollator):
         if self.overlong == "drop":
             fits = (torch.tensor(lengths) <= torch.tensor(budget)).all(dim=1, keepdim=True)
             tokens = tokens * fits
-        return {**batch, EXAMPLE_TOKENS: tokens}
+        return {**batch, TOKENS_KEY: tokens}
 
 
 class MixtureLoader(StreamingDataLoader):
@@ -53,7 +88,7 @@ class MixtureLoader(StreamingDataLoader):
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """The batches of an epoch, or of what is left of it."""
         for batch in super().__iter__():
-            tokens = batch.pop(EXAMPLE_TOKENS)
+            tokens = batch.pop(TOKENS_KEY)
             self.seen.add(batch["task_ids"].numpy(), tokens.numpy())
             yield batch
 
@@ -122,13 +157,13 @@ def dataloader(
         raise ValueError(f"num_workers is {num_workers!r}; expected 0 to {MAX_WORKERS}")
     opened = open_location(path, cache=cache, timeout=timeout)
     manifest = read_manifest(opened.folder)
-    collator = _MeasuringCollator(
-        max_input_tokens=max_input_tokens or manifest.max_input_tokens,
-        max_target_tokens=max_target_tokens or manifest.max_target_tokens,
+    collator = MeasuringCollator.of(
+        manifest,
+        max_input_tokens=max_input_tokens,
+        max_target_tokens=max_target_tokens,
         pack=pack,
         rows=rows,
         overlong=overlong,
-        pad_token_id=manifest.pad_token_id,
     )
     dataset = build_mixture_dataset(
         opened,
@@ -143,7 +178,7 @@ def dataloader(
         verify=verify,
     )
     if overlong == "error":
-        _refuse_overlong(dataset.tables, collator)
+        collator.refuse_overlong(dataset.tables)
     return MixtureLoader(
         dataset,
         seen=SeenTasks({task["id"]: task["name"] for task in manifest.tasks}),
@@ -152,17 +187,3 @@ def dataloader(
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
     )
-
-
-def _refuse_overlong(tables: tuple[TaskTable, ...], collator: PackedCollator) -> None:
-    """Refuse before training what `pack_examples` would refuse in the middle of it."""
-    for table in tables:
-        for task in table.tasks:
-            for kind in ("input", "target"):
-                longest = getattr(task, f"max_{kind}_tokens")
-                budget = getattr(collator, f"max_{kind}_tokens")
-                if longest > budget:
-                    raise ValueError(
-                        f"max_{kind}_tokens is {budget}, but mixture {table.mixture!r}, task "
-                        f"{task.name!r} has an example of {longest} tokens (overlong='error')"
-                    )

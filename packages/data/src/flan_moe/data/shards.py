@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,6 +37,8 @@ COLUMNS = ("input_ids", "labels", "task", "template")
 TOKEN_TYPES = ("uint16", "uint32")
 
 Sample = dict[str, Any]
+
+_KEY = re.compile(r"[0-9]{1,18}")
 
 
 class ShardError(ValueError):
@@ -225,15 +228,20 @@ def read_webdataset(directory: str | Path) -> Iterator[Sample]:
         count = 0
         try:
             for member in pipeline:
-                yield _decode(member["json"])
+                tar_member_number(file, member["__key__"])
+                yield decode_tar_sample(member["json"])
                 count += 1
+        except ShardError:
+            raise
         except (tarfile.TarError, KeyError, ValueError, EOFError, OSError) as error:
             raise ShardError(f"{file}: sample {count} cannot be read: {error}") from error
         if count != shard["samples"]:
             raise ShardError(f"{file}: holds {count} samples; the index says {shard['samples']}")
 
 
-def check_webdataset(directory: str | Path, *, hashes: bool = False) -> dict[str, Any]:
+def check_webdataset(
+    directory: str | Path, *, hashes: bool = False, complete: bool = True
+) -> dict[str, Any]:
     """Compare the tars of a directory with their index, as `check_mds` does for shards."""
     directory = Path(directory)
     index = _read_index(directory)
@@ -247,7 +255,9 @@ def check_webdataset(directory: str | Path, *, hashes: bool = False) -> dict[str
     except TypeError as error:
         raise ShardError(f"{directory / INDEX}: damaged index: {error}") from error
     for shard in index["shards"]:
-        _check_file(directory, shard["name"], shard["bytes"], {HASH: shard["sha256"]}, hashes)
+        name = shard["name"]
+        if complete or not name_is_plain(name) or (directory / name).exists():
+            _check_file(directory, name, shard["bytes"], {HASH: shard["sha256"]}, hashes)
     return index
 
 
@@ -276,7 +286,24 @@ def _write_tar(file: Path, samples: list[Sample], *, first: int) -> None:
             tar.addfile(member, io.BytesIO(data))
 
 
-def _decode(data: bytes) -> Sample:
+def tar_member_number(file: Path, key: str) -> int:
+    """The number of the sample that a member of a tar holds, from its name without ".json".
+
+    Raises:
+        ShardError: It has another name than this package gives, such as a path leading elsewhere.
+    """
+    if _KEY.fullmatch(key) is None:
+        raise ShardError(f"{file}: member {key!r}; expected names like 000000012.json")
+    return int(key)
+
+
+def decode_tar_sample(data: bytes) -> Sample:
+    """The sample in a member of a tar.
+
+    Raises:
+        ValueError: It is not one.
+        KeyError: It lacks a part.
+    """
     record = json.loads(data)
     name = record.pop("dtype")
     if name not in TOKEN_TYPES:
