@@ -76,9 +76,7 @@ def _tokens_or_auto(text: str) -> int | Literal["auto"]:
     try:
         return int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}; expected a whole number, or 'auto'"
-        ) from None
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number, or 'auto'") from None
 
 
 def _weights(entries: list[str]) -> dict[str, float]:

@@ -87,9 +87,7 @@ class MixtureDraw:
     def epoch(self, epoch: int, seed: int) -> NDArray[np.int64]:
         """Numbers of the samples that `MixtureDataset` draws in an epoch, in random order, (N,)."""
         base = np.cumsum([0, *map(len, self.stored)])
-        parts = [
-            base[chosen.stream] + chosen.sample for _, chosen in self.plan.choose(epoch, seed)
-        ]
+        parts = [base[chosen.stream] + chosen.sample for _, chosen in self.plan.choose(epoch, seed)]
         numbers_N = np.concatenate(parts)
         return numbers_N[np.random.default_rng((seed, epoch)).permutation(len(numbers_N))]
 

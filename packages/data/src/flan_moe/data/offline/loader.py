@@ -151,8 +151,10 @@ def packed_dataloader(
     Args:
         path: Made by ``flan-moe-data pack``.
         batch_size: Rows in the batch of one device.
-        epoch_size: Rows in an epoch over all devices, a multiple of the ranks; None takes all, and
-            with several ranks a few of the next round so that they divide evenly.
+        epoch_size: Rows in an epoch over all devices, a multiple of the ranks; rows that an epoch
+            leaves out come in the next one. None takes all, and with several ranks a few of the
+            next round so that they divide evenly: give a number where a run may go on with another
+            number of ranks.
         seed: Of the order.
         shuffle: Whether the order is random.
         num_workers: Processes that read.

@@ -29,8 +29,14 @@ Row = Mapping[str, Any]
 def row_columns(dtype: str) -> dict[str, str]:
     """Column, then its MDS encoding, of rows with token ids of a type."""
     ids = f"ndarray:{dtype}"
-    numbers = dict.fromkeys(("input_lengths", "label_lengths", "tasks"), _NUMBERS)
-    return {"input_ids": ids, "labels": ids, **numbers}
+    # In order of the alphabet, as streaming stores them.
+    return {
+        "input_ids": ids,
+        "input_lengths": _NUMBERS,
+        "label_lengths": _NUMBERS,
+        "labels": ids,
+        "tasks": _NUMBERS,
+    }
 
 
 def make_row(examples: Sequence[tuple[np.ndarray, np.ndarray, int]]) -> Row:
