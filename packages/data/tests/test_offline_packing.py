@@ -341,7 +341,7 @@ def test_damage_is_named(packed, tmp_path):
         packed_dataloader(cut, batch_size=4)
     table = copy("table")
     (table / "rows" / "segments.npy").write_bytes(b"x")
-    with pytest.raises(ValueError, match="segments.npy: damaged; its sha256"):
+    with pytest.raises(ValueError, match=r"segments.npy: damaged; its sha256"):
         packed_dataloader(table, batch_size=4)
     other = copy("tokenizer")
     file = other / "tokenizer" / "tokenizer.json"
@@ -354,7 +354,7 @@ def test_damage_is_named(packed, tmp_path):
     (leaving / "manifest.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match=r"files: '../x' leaves the directory"):
         read_packed_manifest(leaving)
-    with pytest.raises(ValueError, match="nowhere/manifest.json: no such file"):
+    with pytest.raises(ValueError, match=r"nowhere/manifest.json: no such file"):
         read_packed_manifest("nowhere")
 
 

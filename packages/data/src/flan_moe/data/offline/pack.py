@@ -170,8 +170,8 @@ def _check_overlong(
             first = int(long_N.argmax())
             name = draw.manifest.tasks[draw.tasks[numbers_N[first]]]["name"]
             raise ValueError(
-                f"{long_N.sum():,} of {len(long_N):,} examples are longer than a row of {budget[0]} "
-                f"input and {budget[1]} target tokens, one of task {name!r} with "
+                f"{long_N.sum():,} of {len(long_N):,} examples are longer than a row of "
+                f"{budget[0]} input and {budget[1]} target tokens, one of task {name!r} with "
                 f"{length_N2[first, 0]} and {length_N2[first, 1]} (overlong='error')"
             )
 
@@ -195,7 +195,7 @@ def _rows(
 def _cut(
     draw: MixtureDraw, number: int, budget: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """What a row has of an example: as `pack_examples`, the end of its input, the start of its target."""
+    """What a row has of an example, as `pack_examples` cuts it, and the id of its task."""
     sample = draw[number]
     return sample["input_ids"][-budget[0] :], sample["labels"][: budget[1]], sample["task"]
 

@@ -9,10 +9,10 @@ from flan_moe.data.packing.windows import WINDOW, pack_windows
 __all__ = [
     "IGNORE_INDEX",
     "MAX_WORKERS",
+    "WINDOW",
     "Overlong",
     "PackedCollator",
     "TargetBudget",
-    "WINDOW",
     "assign_rows",
     "choose_target_budget",
     "lay_out",

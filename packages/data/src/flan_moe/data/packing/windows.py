@@ -19,9 +19,9 @@ def pack_windows(
 ) -> Iterator[np.ndarray]:
     """Rows of examples that nothing has to be kept stateless for.
 
-    `assign_rows` is run on a window of examples at a time. At its end, examples are left that do not
-    go together; they return to the pool, and the next window has what they lack. At least half of
-    the rows of a window are finished, the fullest, so that this ends.
+    `assign_rows` is run on a window of examples at a time. At its end, examples are left that do
+    not go together; they return to the pool, and the next window has what they lack. At least half
+    of the rows of a window are finished, the fullest, so that this ends.
 
     Args:
         lengths: Encoder and decoder length of each example, (N, 2), none above the budget.
