@@ -18,7 +18,7 @@ EXAMPLES = """examples (they work as printed, one after the other):
   flan-moe-data verify mini-flan
 """
 
-COMMANDS = ("mini", "build", "tasks", "mix", "pack", "show", "verify", "leaks")
+COMMANDS = ("mini", "build", "tasks", "mix", "pack", "show", "stats", "verify", "leaks")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from flan_moe.data.manifest import MANIFEST_FILE, file_sha256
 from flan_moe.data.mixing.spec import MixtureSpec
 from flan_moe.data.offline.draw import MixtureDraw
-from flan_moe.data.offline.manifest import PackedManifest
+from flan_moe.data.offline.manifest import PackedManifest, is_packed
 from flan_moe.data.offline.rows import ROWS_FOLDER, make_row, row_writer, write_segments
 from flan_moe.data.packing import WINDOW, Overlong, choose_target_budget, pack_windows
 from flan_moe.data.shards import DEFAULT_SHARD_BYTES
@@ -103,6 +103,8 @@ def pack_directory(
     """
     directory = Path(directory)
     check_output_directory(out, overwrite=options.overwrite, marker=MANIFEST_FILE)
+    if (Path(out) / MANIFEST_FILE).exists() and not is_packed(out):
+        raise FileExistsError(f"{out} holds no packed rows, so it is not replaced")
     draw = MixtureDraw.open(
         directory,
         split=options.split,
