@@ -35,10 +35,11 @@ def verify_packed_directory(directory: str | Path) -> Iterator[str]:
     yield f"{directory}: {len(manifest.files)} files match the manifest"
     found: Counter[tuple[int, str]] = Counter()
     cut = 0
+    known = {task["id"] for task in manifest.tasks}
     rows = read_rows(directory / ROWS_FOLDER)
     for number, (row, segments) in enumerate(zip(rows, segments_R.tolist(), strict=True)):
         try:
-            cut += _check_row(row, segments, manifest)
+            cut += _check_row(row, segments, known, manifest)
         except ValueError as error:
             raise ShardError(f"{directory / ROWS_FOLDER}: row {number}: {error}") from None
         _count(row, found)
@@ -60,9 +61,8 @@ def verify_packed_directory(directory: str | Path) -> Iterator[str]:
     )
 
 
-def _check_row(row: Row, segments: int, manifest: PackedManifest) -> int:
+def _check_row(row: Row, segments: int, known: set[int], manifest: PackedManifest) -> int:
     """Check one row; returns how many of its targets were truncated."""
-    known = {task["id"] for task in manifest.tasks}
     tasks = row["tasks"].tolist()
     if len(tasks) != segments:
         raise ValueError(f"has {len(tasks)} examples; the table of rows says {segments}")
