@@ -281,7 +281,7 @@ def test_the_printed_examples_work(mini, tmp_path, monkeypatch, capsys):
         (["pack", "DIR", "--out", "x", "--weights", "c=1"], "weights.c: no such mixture"),
         (["pack", "DIR", "--out", "DIR"], "exists already"),
         (["pack", "DIR", "--out", "DIR", "--overwrite"], "holds no packed rows, so it is not"),
-        (["pack", "PACKED", "--out", "x"], "format is not 'flan-moe-data'"),
+        (["pack", "PACKED", "--out", "x"], "holds packed rows; packed_dataloader reads them"),
     ],
 )
 def test_bad_input_ends_in_one_line(

@@ -154,6 +154,30 @@ def test_lengths_are_read_without_decoding(mini):
             stored[len(samples)]
 
 
+@pytest.mark.parametrize(("place", "value"), [(0, 1), (4, 2**31), (8, 5)])
+def test_damaged_heads_of_shards_are_named(mini_copy, place, value):
+    """The sizes that lengths are computed from are not believed blindly."""
+    shard = mini_copy / "train" / "cot" / "shard.00000.mds"
+    data = bytearray(shard.read_bytes())
+    data[place : place + 4] = value.to_bytes(4, "little")
+    shard.write_bytes(data)
+    with pytest.raises(ValueError, match=r"shard.00000.mds: damaged shard: "):
+        StoredSamples(mini_copy / "train" / "cot").lengths()
+
+
+def test_a_pack_that_fails_leaves_nothing(mini, tmp_path, monkeypatch):
+    def fail(self, number):
+        if number > 100:
+            raise OSError(28, "No space left on device")
+        return load(self, number)
+
+    load = MixtureDraw.__getitem__
+    monkeypatch.setattr(MixtureDraw, "__getitem__", fail)
+    with pytest.raises(OSError, match="No space left"):
+        pack_mini(mini, tmp_path / "packed")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_draw_is_the_choice_of_the_dataset(mini):
     draw = MixtureDraw.open(mini, mixture=SPEC, epoch_size=200)
     dataset = build_mixture_dataset(

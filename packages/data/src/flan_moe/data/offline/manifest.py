@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from flan_moe.data.json_types import check_types
-from flan_moe.data.manifest import AUTO_HASH_BYTES, MANIFEST_FILE, file_sha256
+from flan_moe.data.manifest import AUTO_HASH_BYTES, MANIFEST_FILE, PACKED_FORMAT, file_sha256
 from flan_moe.data.offline.rows import ROWS_FOLDER, check_rows, read_segments
 from flan_moe.data.tokenizer import tokenizer_fingerprint
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-PACKED_FORMAT = "flan-moe-packed"
 PACKED_VERSION = 1
 
 _COUNTS = (
