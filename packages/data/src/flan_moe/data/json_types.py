@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,7 +39,8 @@ def _check(hint: Any, value: Any, key: str) -> None:
         if not isinstance(value, str):
             raise TypeError(f"{key} is {value!r}; expected text")
         return
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    # As typing.get_origin and get_args, which look at many more kinds of hints.
+    origin, arguments = getattr(hint, "__origin__", None), getattr(hint, "__args__", ())
     if origin is tuple and not isinstance(value, list):
         raise TypeError(f"{key} is {value!r}; expected a list")
     if origin is Mapping and not isinstance(value, dict):

@@ -75,15 +75,15 @@ def _by_hash(
     group_bits = (len(counts) - 1).bit_length()
     group_N = np.repeat(np.arange(len(counts)), counts)
     element_N = _ramps(counts)
-    hash_N = mixed(np.repeat(keys, counts) + element_N.astype(np.uint64) * _STEP)
     packed_N = element_N.astype(np.uint64)
+    hash_N = mixed(keys[group_N] + packed_N * _STEP)
     hash_bits = 64 - element_bits - group_bits
     packed_N |= (hash_N >> np.uint64(64 - hash_bits)) << np.uint64(element_bits)
     if group_bits:
         packed_N |= group_N.astype(np.uint64) << np.uint64(64 - group_bits)
     packed_N.sort()
     place_N = element_N  # sorted by group, so the places of a group count up as its elements did
-    wanted_N = (place_N >= np.repeat(begins, counts)) & (place_N < np.repeat(ends, counts))
+    wanted_N = (place_N >= begins[group_N]) & (place_N < ends[group_N])
     mask = np.uint64((1 << element_bits) - 1)
     return group_N[wanted_N], (packed_N[wanted_N] & mask).astype(np.int64)
 
