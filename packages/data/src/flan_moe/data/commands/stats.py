@@ -79,5 +79,7 @@ def _write(file: Path, text: str) -> None:
     try:
         partial.write_text(text, encoding="utf-8")
         partial.replace(file)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(file)) from error  # a full disk names none
     finally:
         partial.unlink(missing_ok=True)

@@ -115,6 +115,27 @@ def pack_directory(
     epochs = [draw.epoch(epoch, options.seed) for epoch in range(options.epochs)]
     budget = _budget(draw, epochs, options, report)
     _check_overlong(draw, epochs, budget, options.overlong)
+    try:
+        manifest = _write(directory, out, draw, epochs, budget, options, report)
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        # A full disk names no file.
+        raise OSError(error.errno, error.strerror or str(error), str(out)) from error
+    for line in manifest.lines():
+        report(line)
+    return manifest
+
+
+def _write(
+    directory: Path,
+    out: str | Path,
+    draw: MixtureDraw,
+    epochs: list[NDArray[np.int64]],
+    budget: tuple[int, int],
+    options: PackOptions,
+    report: Callable[[str], None],
+) -> PackedManifest:
     # Every id is below the size of the vocabulary, whatever type the shards have.
     dtype = np.dtype(np.uint16 if draw.manifest.vocab_size <= 1 << 16 else np.uint32)
     with staged_directory(out, overwrite=options.overwrite, marker=MANIFEST_FILE) as staging:
@@ -131,8 +152,6 @@ def pack_directory(
         shutil.copytree(directory / "tokenizer", staging / "tokenizer")
         manifest = _manifest(directory, staging, draw, epochs, budget, len(segments), options)
         manifest.write(staging)
-    for line in manifest.lines():
-        report(line)
     return manifest
 
 
