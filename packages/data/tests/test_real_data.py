@@ -8,6 +8,7 @@ import pytest
 from flan_moe.data.build import BuildOptions, build_data_directory
 from flan_moe.data.loader import dataloader
 from flan_moe.data.manifest import read_manifest
+from flan_moe.data.offline.pack import PackOptions, pack_directory
 from flan_moe.data.raw_sources import RawOptions, raw_sources
 from flan_moe.data.readers import (
     RawDataError,
@@ -122,6 +123,15 @@ def test_what_is_stored_is_what_was_read(built, raw):
     ]
     assert len(found) == 60
     assert set(found) <= answers
+
+
+def test_packed_beforehand_rows_are_full(built, tmp_path):
+    options = PackOptions(max_input_tokens=1024, max_target_tokens="auto", overlong="drop")
+    manifest = pack_directory(built, tmp_path / "packed", options, report=lambda line: None)
+    assert manifest.fill[0] > 0.975
+    assert manifest.fill[1] > 0.75
+    assert manifest.total("drawn") == manifest.total("packed") + manifest.total("dropped")
+    assert all("match" in line for line in verify_data_directory(tmp_path / "packed"))
 
 
 def test_the_mixture_has_the_weights_asked_for(built):

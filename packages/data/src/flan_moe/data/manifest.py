@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 DATA_FORMAT = "flan-moe-data"
 DATA_VERSION = 1
+PACKED_FORMAT = "flan-moe-packed"
 MANIFEST_FILE = "manifest.json"
 AUTO_HASH_BYTES = 1 << 28
 
@@ -103,7 +104,10 @@ def read_manifest(directory: str | Path) -> Manifest:
     if not isinstance(record, dict):
         raise ValueError(f"{file}: damaged manifest: not a JSON object")
     for key, expected in (("format", DATA_FORMAT), ("version", DATA_VERSION)):
-        if record.pop(key, None) != expected:
+        found = record.pop(key, None)
+        if found == PACKED_FORMAT:
+            raise ValueError(f"{file}: holds packed rows; packed_dataloader reads them")
+        if found != expected:
             raise ValueError(f"{file}: {key} is not {expected!r}; build the data with this version")
     try:
         _check_record(record)

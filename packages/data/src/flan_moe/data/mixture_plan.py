@@ -80,7 +80,7 @@ def _weighted(
         known = {task["mixture"] for task in manifest.tasks}
         weights = {n: w for n, w in weights.items() if w or n in sizes or n not in known}
     shares = mixture_weights(sizes, weights)
-    total = _epoch_size(epoch_size, sum(sizes[name] for name in shares), shuffle)
+    total = natural_epoch(epoch_size, sum(sizes[name] for name in shares), shuffle)
     numbers = whole_shares(np.array(list(shares.values())), total).tolist()
     for name, number in zip(shares, numbers, strict=True):
         if number == 0:
@@ -140,7 +140,7 @@ def _specified(
         tables=chosen,
         cells=Cells.of(tuple(chosen.values()), by_setting=True),
         stages=tuple(stages),
-        epoch_size=_epoch_size(epoch_size, natural, shuffle),
+        epoch_size=natural_epoch(epoch_size, natural, shuffle),
         description=json.dumps(described, sort_keys=True),
     )
 
@@ -156,7 +156,7 @@ def _natural_size(spec: MixtureSpec, shares: Iterable[TaskShare]) -> int:
     return total
 
 
-def _epoch_size(asked: int | None, natural: int, shuffle: bool) -> int:
+def natural_epoch(asked: int | None, natural: int, shuffle: bool) -> int:
     """Samples in an epoch; with shuffling the same number on every rank.
 
     Otherwise streaming repeats samples to even out the ranks, which `MixtureDataset` rules out for

@@ -16,7 +16,7 @@ import json
 import re
 import struct
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,7 +158,11 @@ def read_mds(directory: str | Path, *, start: int = 0) -> Iterator[Sample]:
 
 
 def check_mds(
-    directory: str | Path, *, hashes: bool = False, complete: bool = True
+    directory: str | Path,
+    *,
+    hashes: bool = False,
+    complete: bool = True,
+    layouts: Sequence[Mapping[str, str]] | None = None,
 ) -> dict[str, Any]:
     """Compare the shards of a directory with their index.
 
@@ -166,6 +170,7 @@ def check_mds(
         directory: One MDS directory.
         hashes: Read every byte and compare hashes as well; otherwise existence and size only.
         complete: Whether every shard must be there; in a cache of a remote directory some are not.
+        layouts: Column, then its encoding, of each kind of shard that is allowed; None for samples.
 
     Returns:
         The parsed index.
@@ -175,6 +180,7 @@ def check_mds(
     """
     directory = Path(directory)
     index = _read_index(directory)
+    layouts = [_columns(name) for name in TOKEN_TYPES] if layouts is None else layouts
     if (
         index.get("version") != 2
         or not isinstance(index.get("shards"), list)
@@ -183,7 +189,7 @@ def check_mds(
         raise ShardError(f"{directory / INDEX}: not an MDS index (version 2 with shards)")
     for number, entry in enumerate(index["shards"]):
         try:
-            _check_entry(entry)
+            _check_entry(entry, layouts)
         except (TypeError, ValueError) as error:
             raise ShardError(f"{directory / INDEX}: shards[{number}]: {error}") from error
         info = entry["raw_data"]
@@ -349,7 +355,7 @@ def _read_index(directory: Path) -> dict[str, Any]:
     return index
 
 
-def _check_entry(entry: Any) -> None:
+def _check_entry(entry: Any, layouts: Sequence[Mapping[str, str]]) -> None:
     """Refuse an index entry that `mds_writer` does not write.
 
     Streaming takes the names, types and sizes of the columns from here and trusts them.
@@ -361,9 +367,9 @@ def _check_entry(entry: Any) -> None:
         "version": (2,),
         "compression": (None,),
         "zip_data": (None,),
-        "column_names": (list(COLUMNS),),
-        "column_encodings": tuple(list(_columns(name).values()) for name in TOKEN_TYPES),
-        "column_sizes": ([None, None, 8, None],),
+        "column_names": (list(layouts[0]),),
+        "column_encodings": tuple(list(layout.values()) for layout in layouts),
+        "column_sizes": ([8 if kind == "int" else None for kind in layouts[0].values()],),
     }
     for key, values in expected.items():
         if key not in entry or entry[key] not in values:

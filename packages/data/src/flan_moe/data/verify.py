@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flan_moe.data.manifest import MANIFEST_FILE, Manifest, open_data_directory
+from flan_moe.data.offline.manifest import is_packed
+from flan_moe.data.offline.verify import verify_packed_directory
 from flan_moe.data.shards import ShardError, check_webdataset, read_mds, read_webdataset
 from flan_moe.data.task_table import read_task_table
 from flan_moe.data.tokenizer import load_tokenizer
 
 
 def verify_data_directory(directory: str | Path) -> Iterator[str]:
-    """Check a data directory, telling what was found to be right.
+    """Check a data directory, or a packed one, telling what was found to be right.
 
     Yields:
         One line per part.
@@ -21,6 +23,9 @@ def verify_data_directory(directory: str | Path) -> Iterator[str]:
         ValueError: The first thing that is wrong; names the file.
     """
     directory = Path(directory)
+    if is_packed(directory):
+        yield from verify_packed_directory(directory)
+        return
     manifest = open_data_directory(directory, hashes=True)
     manifest.check_tokenizer(load_tokenizer(directory / "tokenizer"), directory / MANIFEST_FILE)
     yield f"{directory}: {len(manifest.files)} files match the manifest"

@@ -98,22 +98,56 @@ def _layout(
     multiple: int,
 ) -> dict[str, Tensor]:
     order = list(chain.from_iterable(assignment))
-    segment_N = np.concatenate([np.arange(1, len(row) + 1) for row in assignment])
-    row_N = np.repeat(np.arange(len(assignment)), [len(row) for row in assignment])
-    num_rows = len(assignment) if rows is None else rows
+    return lay_out(
+        [np.concatenate([kept[index][side] for index in order]) for side in (0, 1)],
+        [np.array([len(kept[index][side]) for index in order]) for side in (0, 1)],
+        np.array([len(row) for row in assignment]),
+        budget,
+        rows=rows,
+        pad_token_id=pad_token_id,
+        pad_to_multiple_of=multiple,
+    )
+
+
+def lay_out(
+    tokens: Sequence[np.ndarray],
+    lengths: Sequence[np.ndarray],
+    examples: np.ndarray,
+    budget: tuple[int, int],
+    *,
+    rows: int | None,
+    pad_token_id: int,
+    pad_to_multiple_of: int = 8,
+) -> dict[str, Tensor]:
+    """Rows of examples whose places are known, as the tensors of a batch.
+
+    Args:
+        tokens: For encoder and decoder the tokens of all examples, row after row.
+        lengths: For encoder and decoder the length of each example, (N,).
+        examples: Examples of each row, (B,); no row of them exceeds the budget.
+        budget: S and L at most.
+        rows: A fixed B, not below that of ``examples``, and S and L at their maximum.
+        pad_token_id: As of `pack_examples`.
+        pad_to_multiple_of: As of `pack_examples`.
+
+    Returns:
+        The batch of `pack_examples` but for ``task_ids``.
+    """
+    segment_N = np.concatenate([np.arange(1, number + 1) for number in examples.tolist()])
+    row_N = np.repeat(np.arange(len(examples)), examples)
+    num_rows = len(examples) if rows is None else rows
     sides = []
-    for side, limit, blank in ((0, budget[0], pad_token_id), (1, budget[1], IGNORE_INDEX)):
-        length_N = np.array([len(kept[index][side]) for index in order])
-        used_B = np.bincount(row_N, weights=length_N).astype(np.int64)
-        width = limit
+    for side, blank in ((0, pad_token_id), (1, IGNORE_INDEX)):
+        used_B = np.bincount(row_N, weights=lengths[side]).astype(np.int64)
+        width = budget[side]
         if rows is None:
-            width = min(limit, -(-int(used_B.max()) // multiple) * multiple)
+            width = min(width, -(-int(used_B.max()) // pad_to_multiple_of) * pad_to_multiple_of)
         inside = np.zeros((num_rows, width), bool)
-        inside[: len(assignment)] = np.arange(width) < used_B[:, None]
+        inside[: len(examples)] = np.arange(width) < used_B[:, None]
         values = np.full((num_rows, width), blank, np.int64)
-        values[inside] = np.concatenate([kept[index][side] for index in order])
+        values[inside] = tokens[side]
         segments = np.zeros((num_rows, width), np.int64)
-        segments[inside] = np.repeat(segment_N, length_N)
+        segments[inside] = np.repeat(segment_N, lengths[side])
         sides.append((values, segments, inside))
     (input_ids, encoder, inside), (labels, decoder, _) = sides
     return {

@@ -12,9 +12,16 @@ import numpy as np
 # How much leaving the line of demand costs against leaving room, in squared shares of a row. Flan
 # lengths (2048 and 208 tokens, 256 examples): 0.03 fills 1.5 % less, 0.1 and 1 some 0.3 % less.
 BALANCE = 0.3
+# The same where rows start with the largest: a row that begins far off the line must come back.
+BALANCE_LARGEST_FIRST = 1.0
 
 
-def assign_rows(lengths: Sequence[tuple[int, int]], budget: tuple[int, int]) -> list[list[int]]:
+def assign_rows(
+    lengths: Sequence[tuple[int, int]] | np.ndarray,
+    budget: tuple[int, int],
+    *,
+    largest_first: bool = False,
+) -> list[list[int]]:
     """Assign examples to rows under two budgets at once.
 
     Row after row is filled until no example that is left fits. Both budgets are rarely asked for
@@ -26,6 +33,8 @@ def assign_rows(lengths: Sequence[tuple[int, int]], budget: tuple[int, int]) -> 
     Args:
         lengths: Encoder and decoder length of each example, N of them, none above the budget.
         budget: Encoder and decoder length of a row.
+        largest_first: Whether each row starts with the largest example that is left, so that those
+            that nothing goes with do not remain for the end. Pays from some 1,000 examples on.
 
     Returns:
         For each row the indices of its examples, in the order they were taken.
@@ -37,21 +46,22 @@ def assign_rows(lengths: Sequence[tuple[int, int]], budget: tuple[int, int]) -> 
     order_N = np.argsort(-(length_N2 / limit_2).max(1), kind="stable")
     rows = []
     while len(order_N):
-        taken = _fill_row(length_N2[order_N], limit_2)
+        taken = _fill_row(length_N2[order_N], limit_2, largest_first)
         rows.append(order_N[taken].tolist())
         order_N = np.delete(order_N, taken)
     return rows
 
 
-def _fill_row(length_N2: np.ndarray, limit_2: np.ndarray) -> list[int]:
-    """Indices of the examples that the next row takes."""
+def _fill_row(length_N2: np.ndarray, limit_2: np.ndarray, largest_first: bool) -> list[int]:
+    """Indices of the examples that the next row takes; the largest example is number 0."""
     size_N2 = length_N2 / limit_2
     demand_2 = size_N2.sum(0)
     # The scarce side is to be filled; the other is to follow it along the line of demand.
     scarce = int(demand_2.argmax())
     slope = demand_2[1 - scarce] / demand_2[scarce]
     main_N, other_N = size_N2[:, scarce], size_N2[:, 1 - scarce]
-    ahead_N = BALANCE**0.5 * (other_N - slope * main_N)
+    balance = BALANCE_LARGEST_FIRST if largest_first else BALANCE
+    ahead_N = balance**0.5 * (other_N - slope * main_N)
     main_length_N, other_length_N = length_N2[:, scarce].copy(), length_N2[:, 1 - scarce]
     free_main, free_other = int(limit_2[scarce]), int(limit_2[1 - scarce])
     room, lead = 1.0, 0.0
@@ -60,7 +70,7 @@ def _fill_row(length_N2: np.ndarray, limit_2: np.ndarray) -> list[int]:
         fits_N = (main_length_N <= free_main) & (other_length_N <= free_other)
         cost_N = (room - main_N) ** 2 + (lead + ahead_N) ** 2
         cost_N[~fits_N] = np.inf
-        best = int(cost_N.argmin())
+        best = 0 if largest_first and not taken else int(cost_N.argmin())
         if not fits_N[best]:
             return taken
         taken.append(best)

@@ -1,0 +1,1 @@
+"""What a data directory consists of, in numbers and plots."""
