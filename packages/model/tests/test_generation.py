@@ -48,7 +48,7 @@ def test_cached_logits_equal_uncached_at_every_step(sparse_model, batch):
 
 def test_a_cached_step_does_not_wait_for_the_device(sparse_model, batch, monkeypatch):
     """The encoder's layout serves to make keys and values, which the cache then has."""
-    monkeypatch.setattr(stack, "_check_ids", lambda *arguments: None)  # reads on the CPU only
+    monkeypatch.setattr(stack, "check_ids", lambda *arguments: None)  # reads on the CPU only
     model = sparse_model(encoder_router=None, decoder_router=None)
     arguments = {
         "attention_mask": batch["attention_mask"],

@@ -16,7 +16,7 @@ from flan_moe.experts import BACKENDS, Experts
 from flan_moe.model.attention import ATTENTION_BACKENDS, Attention
 from flan_moe.model.config import FlanMoEConfig
 from flan_moe.model.initialization import initialize_module
-from flan_moe.model.losses import mean_aux_losses, token_cross_entropy, total_loss
+from flan_moe.model.losses import IGNORED_LABEL, mean_aux_losses, token_cross_entropy, total_loss
 from flan_moe.model.output import EncoderOutput, FlanMoEOutput
 from flan_moe.model.projection import Projection
 from flan_moe.model.segments import TokenLayout, may_attend_across, may_attend_to_cache
@@ -25,6 +25,7 @@ from flan_moe.model.stack import (
     Decoder,
     Encoder,
     StackOutput,
+    check_ids,
     check_input,
     refuse_attentions,
     token_layout,
@@ -129,10 +130,11 @@ class FlanMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs_embeds: (B, S, D) in place of ``input_ids``.
             decoder_inputs_embeds: (B, L, D) in place of ``decoder_input_ids``.
             use_cache: return a cache for the next step.
-            output_hidden_states: return the states of all layers, padded.
+            output_hidden_states: return the states of all layers, padded; None for what the config
+                says.
             output_attentions: refused if true: attention weights are never materialised.
             output_logits: False saves the padded (B, L, V) logits when only the loss is wanted.
-            return_dict: False for a tuple.
+            return_dict: False for a tuple; None for what the config says.
             cache_position: ignored; the cache knows its length.
 
         Returns:
@@ -142,6 +144,10 @@ class FlanMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
             ValueError: if the arguments do not fit together.
         """
         refuse_attentions(output_attentions)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if return_dict is None:
+            return_dict = self.config.return_dict
         self._check_cache(past_key_values, encoder_segments, decoder_segments)
         if encoder_outputs is None:
             memory_layout = token_layout(
@@ -156,7 +162,7 @@ class FlanMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
         else:
             memory_layout = None
             if not isinstance(encoder_outputs, BaseModelOutput):
-                encoder_outputs = EncoderOutput(*encoder_outputs)
+                encoder_outputs = EncoderOutput.from_tuple(encoder_outputs)
         memory_BSD = encoder_outputs.last_hidden_state
         cache = past_key_values
         if cache is None and use_cache:
@@ -170,7 +176,7 @@ class FlanMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
             "decoder", decoder_input_ids, decoder_inputs_embeds, new_mask, decoder_segments
         )
         if labels is not None:
-            _check_labels(labels, layout)
+            _check_labels(labels, layout, self.config.vocab_size)
             if decoder_attention_mask is None and decoder_segments is None and cache is None:
                 layout = trailing_layout(labels)
         if cache is not None and cache.is_updated.get(0, False):
@@ -214,6 +220,16 @@ class FlanMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
         return output.to_tuple() if return_dict is False else output
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a new ``shared`` is the embedding of both stacks, too.
+
+        PEFT wraps modules by setting them: LoRA, ``modules_to_save``, trainable tokens.
+        """
+        super().__setattr__(name, value)
+        if name == "shared" and "decoder" in self._modules:
+            self.encoder.set_embedding(value)
+            self.decoder.set_embedding(value)
+
     def set_attention_backend(self, backend: str) -> None:
         """Use one attention implementation everywhere: ``"auto"``, ``"sdpa"`` or ``"xformers"``.
 
@@ -251,8 +267,6 @@ class FlanMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def set_input_embeddings(self, embeddings: nn.Embedding) -> None:
         """Replace the embedding of encoder and decoder."""
         self.shared = embeddings
-        self.encoder.set_embedding(embeddings)
-        self.decoder.set_embedding(embeddings)
 
     def get_output_embeddings(self) -> nn.Linear:
         """The language-model head."""
@@ -311,9 +325,11 @@ class FlanMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
 
 
-def _check_labels(labels: Tensor, layout: TokenLayout) -> None:
+def _check_labels(labels: Tensor, layout: TokenLayout, vocab_size: int) -> None:
     expected = (layout.batch_size, layout.length)
     if labels.shape != expected:
         raise ValueError(
             f"labels has shape {tuple(labels.shape)}; expected {expected}, like the decoder input"
         )
+    if labels.device.type == "cpu":
+        check_ids("labels", labels.masked_fill(labels == IGNORED_LABEL, 0), vocab_size)

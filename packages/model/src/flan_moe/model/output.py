@@ -5,7 +5,9 @@ Shape suffixes: B rows, S encoder positions, L decoder positions, D model width,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
@@ -29,6 +31,22 @@ class EncoderOutput(BaseModelOutput):
     """
 
     routings: NamedRoutings | None = None
+
+    @classmethod
+    def from_tuple(cls, values: Sequence[Any]) -> EncoderOutput:
+        """The output again from ``to_tuple()``, which leaves out what is None.
+
+        Args:
+            values: the last hidden state; hidden states and routings follow if they were there.
+        """
+        last_hidden_state, *others = values
+        states = [value for value in others if value and isinstance(value[0], Tensor)]
+        routings = [value for value in others if value and isinstance(value[0], tuple)]
+        return cls(
+            last_hidden_state=last_hidden_state,
+            hidden_states=states[0] if states else None,
+            routings=routings[0] if routings else None,
+        )
 
 
 @dataclass
