@@ -136,6 +136,8 @@ def test_generate_answers_each_text_and_repeats_itself(model_dir, capsys):
         ("[" * 100_000, "config.json: expected a JSON object"),
         ('{"model_type": "t5"}', "model_type='t5': expected 'flan_moe'"),
         ('{"model_type": "flan_moe", "d_ff": -1}', "d_ff=-1: expected an integer of at least 1"),
+        ('{"model_type": "flan_moe", "num_labels": "x"}', "config.json: TypeError("),
+        ('{"model_type": "flan_moe", "num_layers": 1000000000}', "an integer of at most 10000"),
     ],
 )
 def test_what_is_no_model_is_refused(tmp_path, capsys, content, message):
@@ -165,6 +167,12 @@ def _without(path, name):
     save_file(weights, path, metadata={"format": "pt"})
 
 
+def _spoil(path, name):
+    weights = load_file(path)
+    weights[name][0, 0] = float("nan")
+    save_file(weights, path, metadata={"format": "pt"})
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -177,6 +185,7 @@ def _without(path, name):
             "weights have no place in the model",
         ),
         (lambda d: (d / "tokenizer.json").write_text("{"), "cannot load a tokenizer: "),
+        (lambda d: _spoil(d / "model.safetensors", "lm_head.weight"), "lm_head.weight holds NaN"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused(model_dir, capsys, damage, message):
@@ -208,6 +217,14 @@ def test_without_sample_nothing_is_sampled(model_dir, capsys):
         assert main(["generate", str(model_dir), "--text", "a", "--max-new-tokens", "12"]) == 0
         outs.append(capsys.readouterr().out)
     assert outs[0] == outs[1]
+
+
+def test_an_answer_is_an_answer_whatever_the_checkpoint_wants_returned(model_dir, capsys):
+    GenerationConfig(
+        return_dict_in_generate=True, eos_token_id=1, pad_token_id=0, decoder_start_token_id=0
+    ).save_pretrained(model_dir)
+    assert main(["generate", str(model_dir), "--text", "a", "--max-new-tokens", "4"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
 
 
 def test_help_does_not_import_transformers():
