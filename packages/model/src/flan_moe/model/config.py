@@ -118,6 +118,7 @@ class FlanMoEConfig(PretrainedConfig):
     model_type = "flan_moe"
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
         "past_key_values",
+        "cache",
         "aux_losses",
         "routings",
         "cross_entropy",
