@@ -16,7 +16,7 @@ NamedRoutings = tuple[tuple[str, Routing], ...]
 """Routings with the name of the module that made them, as in ``named_modules()``."""
 
 CACHE_KEY = "cache" if "cache" in Seq2SeqLMOutput.__dataclass_fields__ else "past_key_values"
-"""The name of a key-value cache in outputs: ``past_key_values``, ``cache`` since transformers 5.24."""
+"""What outputs call the key-value cache: ``past_key_values``, or ``cache`` (transformers 5.24)."""
 
 
 @dataclass
