@@ -6,29 +6,18 @@ import sys
 
 import pytest
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import TemplateProcessing
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers import GenerationConfig
 
 from flan_moe.model import PRESETS, FlanMoEConfig
 from flan_moe.model.cli import EXAMPLES, main
 
-WORDS = ["<pad>", "</s>", "<unk>", "Is", "7", "a", "prime", "number", "?", "yes", "no"]
-
 
 @pytest.fixture
-def model_dir(sparse_model, tmp_path):
+def model_dir(sparse_model, tokenizer, tmp_path):
     import torch
 
-    sparse_model(dtype=torch.float32, vocab_size=len(WORDS)).save_pretrained(tmp_path)
-    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(tmp_path)
+    sparse_model(dtype=torch.float32, vocab_size=len(tokenizer)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
     return tmp_path
 
 

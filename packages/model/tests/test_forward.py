@@ -271,8 +271,8 @@ def test_inputs_may_be_embeddings(sparse_model, batch):
     assert torch.equal(by_embeddings.logits, by_ids.logits)
 
 
-def test_gradient_checkpointing_changes_memory_not_gradients(sparse_config, batch):
-    grads = []
+def test_gradient_checkpointing_runs_blocks_again_and_changes_no_gradient(sparse_config, batch):
+    grads, runs = [], []
     for checkpointing in (False, True):
         torch.manual_seed(0)
         model = FlanMoEForConditionalGeneration(sparse_config(dropout_rate=0.1, z_coef=0.1)).train()
@@ -280,9 +280,15 @@ def test_gradient_checkpointing_changes_memory_not_gradients(sparse_config, batc
             # transformers 5 renames it
             old_name = "gradient_checkpointing_enable"
             getattr(model, "activation_checkpointing_enable", getattr(model, old_name))()
+        blocks = [*model.encoder.layers, *model.decoder.layers]
+        seen = []
+        for block in blocks:
+            block.register_forward_pre_hook(lambda block, _, seen=seen: seen.append(block))
         torch.manual_seed(1)
         model(**batch).loss.backward()
         grads.append([p.grad for p in model.parameters()])
+        runs.append([seen.count(block) for block in blocks])
+    assert runs == [[1] * 6, [2] * 6]
     for plain, checkpointed in zip(*grads, strict=True):
         assert torch.equal(plain, checkpointed)
 

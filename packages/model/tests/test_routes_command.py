@@ -5,31 +5,22 @@ import os
 import shutil
 
 import pytest
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
 from flan_moe.model.cli import main
 
-WORDS = ["<pad>", "</s>", "<unk>", "Is", "7", "a", "prime", "number", "?", "yes", "no"]
 TEXT = ["--text", "Is 7 a prime ?", "--target", "yes"]
 
 
 @pytest.fixture
-def saved(sparse_model, tmp_path):
+def saved(sparse_model, tokenizer, tmp_path):
     import torch
 
     def save(name, **options):
         folder = tmp_path / name
-        sparse_model(dtype=torch.float32, vocab_size=len(WORDS), **options).save_pretrained(folder)
-        words = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-        words.pre_tokenizer = Whitespace()
-        words.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-        PreTrainedTokenizerFast(
-            tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-        ).save_pretrained(folder)
+        model = sparse_model(dtype=torch.float32, vocab_size=len(tokenizer), **options)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
         return folder
 
     return save

@@ -84,7 +84,7 @@ class FlanMoEConfig(PretrainedConfig):
         num_layers: encoder layers.
         num_decoder_layers: decoder layers; None for as many as in the encoder.
         num_heads: attention heads.
-        relative_attention_num_buckets: buckets of the relative position bias, even, at least 4.
+        relative_attention_num_buckets: buckets of the relative position bias, a multiple of 4.
         relative_attention_max_distance: distances from here on share the last bucket.
         dropout_rate: dropout on embeddings, attention weights, hidden activations and residual
             branches, in [0, 1).
@@ -122,6 +122,7 @@ class FlanMoEConfig(PretrainedConfig):
     model_type = "flan_moe"
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
         "past_key_values",
+        "cache",
         "aux_losses",
         "routings",
         "cross_entropy",

@@ -17,7 +17,7 @@ from flan_moe.model.attention import ATTENTION_BACKENDS, Attention
 from flan_moe.model.config import FlanMoEConfig
 from flan_moe.model.initialization import initialize_module
 from flan_moe.model.losses import IGNORED_LABEL, mean_aux_losses, token_cross_entropy, total_loss
-from flan_moe.model.output import EncoderOutput, FlanMoEOutput
+from flan_moe.model.output import CACHE_KEY, EncoderOutput, FlanMoEOutput
 from flan_moe.model.projection import Projection
 from flan_moe.model.segments import TokenLayout, may_attend_across, may_attend_to_cache
 from flan_moe.model.shift import shift_right, trailing_layout
@@ -109,6 +109,7 @@ class FlanMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
         output_logits: bool = True,
         return_dict: bool | None = None,
         cache_position: Tensor | None = None,
+        cache: EncoderDecoderCache | None = None,
     ) -> FlanMoEOutput | tuple[Any, ...]:
         """Encode, decode and, with labels, compute the loss.
 
@@ -136,6 +137,7 @@ class FlanMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
             output_logits: False saves the padded (B, L, V) logits when only the loss is wanted.
             return_dict: False for a tuple; None for what the config says.
             cache_position: ignored; the cache knows its length.
+            cache: another name of ``past_key_values``, which transformers uses since 5.24.
 
         Returns:
             See `FlanMoEOutput`.
@@ -148,7 +150,10 @@ class FlanMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
             output_hidden_states = self.config.output_hidden_states
         if return_dict is None:
             return_dict = self.config.return_dict
-        self._check_cache(past_key_values, encoder_segments, decoder_segments)
+        if cache is not None and past_key_values is not None:
+            raise ValueError("cache and past_key_values are two names of one thing: give one")
+        cache = past_key_values if cache is None else cache
+        self._check_cache(cache, encoder_segments, decoder_segments)
         if encoder_outputs is None:
             memory_layout = token_layout(
                 "encoder", input_ids, inputs_embeds, attention_mask, encoder_segments
@@ -164,7 +169,6 @@ class FlanMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if not isinstance(encoder_outputs, BaseModelOutput):
                 encoder_outputs = EncoderOutput.from_tuple(encoder_outputs)
         memory_BSD = encoder_outputs.last_hidden_state
-        cache = past_key_values
         if cache is None and use_cache:
             cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
 
@@ -210,13 +214,13 @@ class FlanMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
         output = FlanMoEOutput(
             loss=loss,
             logits=layout.pad(logits_TV) if output_logits else None,
-            past_key_values=cache,
             decoder_hidden_states=out.hidden_states,
             encoder_last_hidden_state=memory_BSD,
             encoder_hidden_states=encoder_outputs.hidden_states,
             cross_entropy=cross_entropy,
             aux_losses=aux_losses,
             routings=routings,
+            **{CACHE_KEY: cache},
         )
         return output.to_tuple() if return_dict is False else output
 

@@ -17,6 +17,9 @@ from flan_moe.routing import Routing
 NamedRoutings = tuple[tuple[str, Routing], ...]
 """Routings with the name of the module that made them, as in ``named_modules()``."""
 
+CACHE_KEY = "cache" if "cache" in Seq2SeqLMOutput.__dataclass_fields__ else "past_key_values"
+"""What outputs call the key-value cache: ``past_key_values``, or ``cache`` (transformers 5.24)."""
+
 
 @dataclass
 class EncoderOutput(BaseModelOutput):
@@ -56,6 +59,7 @@ class FlanMoEOutput(Seq2SeqLMOutput):
     Attributes:
         loss: cross-entropy plus the weighted auxiliary losses; None without labels.
         logits: (B, L, V), zero at padding; None if ``output_logits=False``.
+        past_key_values: the cache, given or asked for; named ``cache`` since transformers 5.24.
         cross_entropy: mean over label tokens other than -100; None without labels.
         aux_losses: unweighted auxiliary losses by name, each the mean over the sparse layers of
             both stacks; empty for a dense model, None in a cached decoding step.

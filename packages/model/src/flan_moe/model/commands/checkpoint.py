@@ -38,6 +38,9 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
+    from flan_moe.model.register import register_auto_classes
+
+    register_auto_classes()  # AutoTokenizer looks at config.json, and warns of unknown models
     return _load(path, "tokenizer", AutoTokenizer, trust_remote_code=False)
 
 
