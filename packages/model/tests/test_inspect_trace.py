@@ -228,6 +228,6 @@ def test_routes_as_json_have_everything(model_of, tokenizer):
 def test_an_id_beyond_the_tokenizer_is_shown_by_number(sparse_model, tokenizer):
     """Vocabularies of models are rounded up: T5 has 32,128 rows for 32,100 tokens."""
     assert token_pieces(tokenizer, [3, 11])[1] == Token(id=11, piece="<11>")
-    model = sparse_model(vocab_size=len(WORDS) + 5)
+    model = sparse_model(vocab_size=len(tokenizer) + 5)
     routes = trace_routes(model, tokenizer, TEXT, target=[9, 14, 1])
     assert [token.piece for token in routes.decoder] == ["<pad>", "yes", "<14>"]
