@@ -260,6 +260,24 @@ class FlanMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if isinstance(module, Experts):
                 module.backend = backend
 
+    def reserve_gradients(self, *, accumulate: bool) -> None:
+        """Give all experts lasting gradient buffers, or give them back after ``zero_grad()``.
+
+        On a CPU this saves fresh memory of the size of the experts in every step. In a training
+        loop, between ``optimizer.zero_grad()`` and each forward pass; see
+        `flan_moe.experts.Experts.reserve_gradients`.
+
+        Args:
+            accumulate: False before the first backward pass of an optimizer step, which overwrites
+                what the buffers hold; True before further ones, which add to it.
+
+        Raises:
+            RuntimeError: if the experts are spread over ranks.
+        """
+        for module in self.modules():
+            if isinstance(module, Experts):
+                module.reserve_gradients(accumulate=accumulate)
+
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """Shift labels right; called by transformers' `DataCollatorForSeq2Seq`."""
         return self._decoder_input_ids(labels, None)
