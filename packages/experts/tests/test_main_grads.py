@@ -63,6 +63,49 @@ def test_overwriting_clears_experts_that_lost_their_rows():
     assert norms.count_nonzero() == 1
 
 
+@pytest.mark.parametrize("microbatches", [1, 2])
+@pytest.mark.parametrize("overwrite_first", [True, False])
+def test_buffers_come_back_after_gradients_were_set_to_none(microbatches, overwrite_first):
+    plain, reserved = make_layer(), make_layer()
+    optimizers = [torch.optim.AdamW(layer.parameters()) for layer in (plain, reserved)]
+    addresses = set()
+    for step in batches():
+        for layer, optimizer in zip((plain, reserved), optimizers, strict=True):
+            optimizer.zero_grad()
+            for number, x_TD in enumerate(step[:microbatches]):
+                if layer is reserved:
+                    accumulate = number > 0 or not overwrite_first
+                    layer.experts.reserve_gradients(accumulate=accumulate)
+                layer(x_TD)[0].backward(step[1])
+            optimizer.step()
+        addresses.add(reserved.experts.wi.grad.data_ptr())
+    for ours, expected in zip(reserved.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, expected)
+    assert len(addresses) == 1
+
+
+def test_reserving_again_keeps_what_was_not_cleared():
+    layer = make_layer()
+    x_TD, dy_TD = batches(1)[0]
+    layer.experts.reserve_gradients(accumulate=True)
+    layer(x_TD)[0].backward(dy_TD)
+    before = layer.experts.wi.grad.clone()
+    layer.experts.reserve_gradients(accumulate=True)
+    assert torch.equal(layer.experts.wi.grad, before)
+    layer.zero_grad()
+    layer.experts.reserve_gradients(accumulate=True)
+    assert not layer.experts.wi.grad.any()
+
+
+def test_weights_of_another_dtype_get_another_buffer():
+    layer = make_layer()
+    layer.experts.reserve_gradients(accumulate=True)
+    layer.double().zero_grad()
+    layer.experts.reserve_gradients(accumulate=True)
+    layer(batches()[0, 0].double())[0].sum().backward()
+    assert layer.experts.wi.grad.dtype == torch.float64
+
+
 def test_bfloat16_weights_accumulate_in_float32():
     layer = make_layer().bfloat16()
     layer.experts.reserve_gradients(accumulate=True)
@@ -81,7 +124,9 @@ def test_a_buffer_that_is_no_longer_the_gradient_is_an_error():
     layer = make_layer()
     layer.experts.reserve_gradients(accumulate=True)
     layer.zero_grad()  # sets gradients to None
-    with pytest.raises(RuntimeError, match=r"wi\.grad is not the buffer.*set_to_none=False"):
+    with pytest.raises(
+        RuntimeError, match=r"wi\.grad is not the buffer.*set_to_none=False\) or reserve"
+    ):
         layer(batches()[0, 0])
     with torch.no_grad():
         layer(batches()[0, 0])  # no gradient, nothing to lose

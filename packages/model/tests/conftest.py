@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import T5Config, T5ForConditionalGeneration
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from flan_moe.model import FlanMoEConfig, FlanMoEForConditionalGeneration
 from flan_moe.model.convert import flan_moe_names
@@ -17,6 +20,19 @@ SIZES = {
     "num_layers": 4,
     "num_heads": 4,
 }
+
+WORDS = ["<pad>", "</s>", "<unk>", "Is", "7", "a", "prime", "number", "?", "yes", "no"]
+
+
+@pytest.fixture
+def tokenizer():
+    """Of eleven words; it ends a text with ``</s>``, whose id is 1."""
+    words = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
 
 
 @pytest.fixture

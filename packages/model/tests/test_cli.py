@@ -6,29 +6,18 @@ import sys
 
 import pytest
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import TemplateProcessing
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers import GenerationConfig
 
 from flan_moe.model import PRESETS, FlanMoEConfig
 from flan_moe.model.cli import EXAMPLES, main
 
-WORDS = ["<pad>", "</s>", "<unk>", "Is", "7", "a", "prime", "number", "?", "yes", "no"]
-
 
 @pytest.fixture
-def model_dir(sparse_model, tmp_path):
+def model_dir(sparse_model, tokenizer, tmp_path):
     import torch
 
-    sparse_model(dtype=torch.float32, vocab_size=len(WORDS)).save_pretrained(tmp_path)
-    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(tmp_path)
+    sparse_model(dtype=torch.float32, vocab_size=len(tokenizer)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
     return tmp_path
 
 
@@ -136,6 +125,8 @@ def test_generate_answers_each_text_and_repeats_itself(model_dir, capsys):
         ("[" * 100_000, "config.json: expected a JSON object"),
         ('{"model_type": "t5"}', "model_type='t5': expected 'flan_moe'"),
         ('{"model_type": "flan_moe", "d_ff": -1}', "d_ff=-1: expected an integer of at least 1"),
+        ('{"model_type": "flan_moe", "num_labels": "x"}', "config.json: TypeError("),
+        ('{"model_type": "flan_moe", "num_layers": 1000000000}', "an integer of at most 10000"),
     ],
 )
 def test_what_is_no_model_is_refused(tmp_path, capsys, content, message):
@@ -165,6 +156,12 @@ def _without(path, name):
     save_file(weights, path, metadata={"format": "pt"})
 
 
+def _spoil(path, name):
+    weights = load_file(path)
+    weights[name][0, 0] = float("nan")
+    save_file(weights, path, metadata={"format": "pt"})
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -177,6 +174,7 @@ def _without(path, name):
             "weights have no place in the model",
         ),
         (lambda d: (d / "tokenizer.json").write_text("{"), "cannot load a tokenizer: "),
+        (lambda d: _spoil(d / "model.safetensors", "lm_head.weight"), "lm_head.weight holds NaN"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused(model_dir, capsys, damage, message):
@@ -208,6 +206,14 @@ def test_without_sample_nothing_is_sampled(model_dir, capsys):
         assert main(["generate", str(model_dir), "--text", "a", "--max-new-tokens", "12"]) == 0
         outs.append(capsys.readouterr().out)
     assert outs[0] == outs[1]
+
+
+def test_an_answer_is_an_answer_whatever_the_checkpoint_wants_returned(model_dir, capsys):
+    GenerationConfig(
+        return_dict_in_generate=True, eos_token_id=1, pad_token_id=0, decoder_start_token_id=0
+    ).save_pretrained(model_dir)
+    assert main(["generate", str(model_dir), "--text", "a", "--max-new-tokens", "4"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
 
 
 def test_help_does_not_import_transformers():

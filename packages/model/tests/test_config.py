@@ -155,3 +155,11 @@ def test_values_changed_afterwards_are_checked_again(tmp_path, sparse_config):
         FlanMoEForConditionalGeneration(config)
     with pytest.raises(ValueError, match="causal router"):
         config.save_pretrained(tmp_path)
+
+
+def test_a_number_of_experts_that_no_model_has_is_refused():
+    router = {"name": "switch", "num_experts": 10**9}
+    with pytest.raises(
+        ValueError, match=r"encoder_router\.num_experts=1000000000: expected an int"
+    ):
+        FlanMoEConfig(encoder_router=router)

@@ -459,3 +459,12 @@ def test_sparse_layers_are_those_of_transformers_or_refused(num_layers):
         assert {name for name in rebuilt if "router" in name} == {
             name for name in names if "router" in name
         }
+
+
+def test_weights_are_those_that_transformers_would_load(t5_dir, tmp_path):
+    """A directory that was saved in shards before keeps their index beside the new file."""
+    index = {"weight_map": {"shared.weight": "model-00001-of-00002.safetensors"}}
+    (t5_dir / "model.safetensors.index.json").write_text(json.dumps(index))
+    convert(t5_dir, tmp_path / "ours")
+    theirs = load_file(t5_dir / "model.safetensors")["shared.weight"]
+    assert torch.equal(load_file(tmp_path / "ours" / "model.safetensors")["shared.weight"], theirs)

@@ -3,8 +3,10 @@
 import json
 import os
 import pickle
+import resource
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -14,6 +16,9 @@ from safetensors.torch import load_file, save_file
 from flan_moe.model import FlanMoEConfig, FlanMoEForConditionalGeneration
 from flan_moe.model.cli import main
 from flan_moe.model.convert import convert
+from flan_moe.model.convert.region import source_shapes
+from flan_moe.model.convert.t5x_names import t5x_links
+from flan_moe.model.convert.weights import weight_shapes
 
 SIZES = {"vocab_size": 61, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4}
 
@@ -48,6 +53,19 @@ def with_index(path, weight_map):
     weight_map = dict.fromkeys(weights, "shard.safetensors") | weight_map
     index = path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": weight_map}))
+
+
+def no_storage(path):
+    """A pickle whose first persistent id, a storage, is a plain string."""
+    as_pickle(path)
+    file = path / "pytorch_model.bin"
+    with zipfile.ZipFile(file) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    (name,) = (name for name in entries if name.endswith("data.pkl"))
+    entries[name] = b"\x80\x02X\x01\x00\x00\x00aQ."
+    with zipfile.ZipFile(file, "w") as archive:
+        for entry, content in entries.items():
+            archive.writestr(entry, content)
 
 
 def truncate(file, keep):
@@ -116,6 +134,26 @@ DAMAGE = {
         ),
         "have different dtypes: torch.float16, torch.float32",
     ),
+    "quantised weights": (
+        lambda d: rewrite(d, **{Q: torch.zeros(32, 32, dtype=torch.int8)}),
+        f"{Q} is torch.int8; expected one of float64, float32, float16, bfloat16",
+    ),
+    "pickle of narrow weights": (
+        lambda d: as_pickle(d, {n: w.to(torch.float8_e4m3fn) for n, w in weights_of(d).items()}),
+        "is torch.float8_e4m3fn",
+    ),
+    "name that commands a terminal": (
+        lambda d: rewrite(d, **{"\x1b[31mred": torch.zeros(3)}),
+        "1 tensor has no place: '\\x1b[31mred'",
+    ),
+    "more layers than could be": (
+        lambda d: edit(d, num_layers=10**9),
+        "num_layers=1000000000: expected an integer of at most 10000",
+    ),
+    "pickle of no storage": (
+        lambda d: no_storage(d),
+        "does not load with torch.load(weights_only=True)",
+    ),
     "copy of the embedding differs": (
         lambda d: rewrite(d, **{"encoder.embed_tokens.weight": torch.zeros(61, 32)}),
         "encoder.embed_tokens.weight differs from shared.weight",
@@ -172,7 +210,7 @@ DAMAGE = {
         "names tensors that no file has: nothing",
     ),
     "index is no index": (
-        lambda d: (d / "model.safetensors.index.json").write_text("[]"),
+        lambda d: (with_index(d, {}), (d / "model.safetensors.index.json").write_text("[]")),
         "index.json: expected a JSON object, found a list",
     ),
 }
@@ -303,6 +341,32 @@ def test_a_full_disk_is_noticed_before_writing(t5_dir, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="but only 100 are free"):
         convert(t5_dir, tmp_path / "out")
     assert [entry.name for entry in tmp_path.iterdir()] == ["t5"]
+
+
+def test_a_failing_write_says_where_and_leaves_nothing(t5_dir, tmp_path):
+    """A disk that fills up, here a limit on the size of files."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*/out'"):
+            convert(t5_dir, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["t5"]
+
+
+def test_a_damaged_npz_is_refused(tmp_path):
+    config = FlanMoEConfig(**SIZES, num_layers=1)
+    shapes = source_shapes(t5x_links(config), weight_shapes(config))
+    arrays = {name: np.random.default_rng(0).normal(size=s) for name, s in shapes.items()}
+    np.savez_compressed(tmp_path / "whole.npz", **arrays)
+    content = (tmp_path / "whole.npz").read_bytes()
+    for start in range(100, len(content) - 5000, len(content) // 40):
+        damaged = content[:start] + b"\xff" * 40 + content[start + 40 :]
+        (tmp_path / "damaged.npz").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"damaged\.npz: "):
+            convert(tmp_path / "damaged.npz", tmp_path / "out", config=config)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"whole.npz", "damaged.npz"}
 
 
 def test_t5x_needs_a_configuration_and_one_flat_file(tmp_path):

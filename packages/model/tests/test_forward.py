@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from flan_moe.experts import SparseFeedForward
-from flan_moe.model import FlanMoEForConditionalGeneration
+from flan_moe.model import FlanMoEForConditionalGeneration, FlanMoEOutput
 
 EXPERT_CHOICE = {"name": "expert_choice", "num_experts": 4, "capacity_factor": 2.0}
 
@@ -271,8 +271,8 @@ def test_inputs_may_be_embeddings(sparse_model, batch):
     assert torch.equal(by_embeddings.logits, by_ids.logits)
 
 
-def test_gradient_checkpointing_changes_memory_not_gradients(sparse_config, batch):
-    grads = []
+def test_gradient_checkpointing_runs_blocks_again_and_changes_no_gradient(sparse_config, batch):
+    grads, runs = [], []
     for checkpointing in (False, True):
         torch.manual_seed(0)
         model = FlanMoEForConditionalGeneration(sparse_config(dropout_rate=0.1, z_coef=0.1)).train()
@@ -280,9 +280,15 @@ def test_gradient_checkpointing_changes_memory_not_gradients(sparse_config, batc
             # transformers 5 renames it
             old_name = "gradient_checkpointing_enable"
             getattr(model, "activation_checkpointing_enable", getattr(model, old_name))()
+        blocks = [*model.encoder.layers, *model.decoder.layers]
+        seen = []
+        for block in blocks:
+            block.register_forward_pre_hook(lambda block, _, seen=seen: seen.append(block))
         torch.manual_seed(1)
         model(**batch).loss.backward()
         grads.append([p.grad for p in model.parameters()])
+        runs.append([seen.count(block) for block in blocks])
+    assert runs == [[1] * 6, [2] * 6]
     for plain, checkpointed in zip(*grads, strict=True):
         assert torch.equal(plain, checkpointed)
 
@@ -326,7 +332,12 @@ def test_arguments_that_do_not_fit_are_refused(sparse_model, batch, arguments, m
             r"input_ids holds 61; expected ids below vocab_size, 61",
         ),
         (lambda b: b["input_ids"][0, 0].fill_(-1), "input_ids holds -1"),
-        (lambda b: b["labels"][0, 0].fill_(99), r"decoder_input_ids \(or labels\) holds 99"),
+        (
+            lambda b: b["labels"][0, 0].fill_(99),
+            "labels holds 99; expected ids below vocab_size, 61",
+        ),
+        (lambda b: b["labels"][1, -1].fill_(61), "labels holds 61"),
+        (lambda b: b["labels"][1, -1].fill_(-1), "labels holds -1"),
         (lambda b: b.update(labels=b["labels"][:, :0]), r"labels has shape \(3, 0\)"),
         (lambda b: b.update(input_ids=b["input_ids"][:, :0]), r"input_ids has shape \(3, 0\)"),
     ],
@@ -335,3 +346,56 @@ def test_ids_of_another_vocabulary_and_empty_rows_are_named(sparse_model, batch,
     change(batch)
     with pytest.raises(ValueError, match=message):
         sparse_model()(input_ids=batch["input_ids"], labels=batch["labels"])
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("options", [{}, {"encoder_router": None}], ids=["sparse", "dense encoder"])
+def test_the_encoders_tuple_stands_for_its_output(sparse_model, batch, hidden, options):
+    model = sparse_model(**options)
+    source = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    values = model.encoder(**source, output_hidden_states=hidden, return_dict=False)
+    whole = model(**batch, output_hidden_states=hidden)
+    again = model(
+        encoder_outputs=values,
+        attention_mask=batch["attention_mask"],
+        labels=batch["labels"],
+        output_hidden_states=hidden,
+    )
+    assert torch.equal(again.loss, whole.loss)
+    assert [name for name, _ in again.routings] == [name for name, _ in whole.routings]
+    assert len(again.encoder_hidden_states or ()) == len(whole.encoder_hidden_states or ())
+
+
+def test_the_config_says_what_is_returned_unless_the_call_does(sparse_model, batch):
+    model = sparse_model(output_hidden_states=True)
+    assert len(model(**batch).encoder_hidden_states) == 5
+    assert model(**batch, output_hidden_states=False).encoder_hidden_states is None
+    model.config.return_dict = False
+    assert isinstance(model(**batch), tuple)
+    assert isinstance(model(**batch, return_dict=True), FlanMoEOutput)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda e, d: d[0, 4].fill_(-1), r"decoder_segments\[0\] holds -1; expected 0 for padding"),
+        (lambda e, d: e[1, 0].fill_(-3), r"encoder_segments\[1\] holds -3"),
+        (lambda e, d: d[1, 0].fill_(2), r"decoder_segments\[1\] has segment 2 at two places"),
+        (lambda e, d: e[0, 6].fill_(1), r"encoder_segments\[0\] has segment 1 at two places"),
+        (lambda e, d: d[0, 0].fill_(0), None),
+        (lambda e, d: (e.mul_(3), d.mul_(3)), None),
+        (lambda e, d: (e.sub_(3).abs_(), d.sub_(3).abs_()), None),
+    ],
+    ids=["padding", "encoder", "pieces", "encoder pieces", "left padding", "gaps", "falling"],
+)
+def test_segments_that_contradict_themselves_are_refused(sparse_model, change, message):
+    ids = torch.arange(2, 16).view(2, 7)
+    encoder = torch.tensor([[1, 1, 1, 2, 2, 2, 2], [1, 1, 2, 2, 2, 2, 2]])
+    decoder = torch.tensor([[1, 1, 2, 2, 2], [1, 1, 1, 2, 2]])
+    change(encoder, decoder)
+    segments = {"encoder_segments": encoder, "decoder_segments": decoder}
+    if message is None:
+        assert sparse_model()(ids, labels=ids[:, :5], **segments).loss.isfinite()
+        return
+    with pytest.raises(ValueError, match=message):
+        sparse_model()(ids, labels=ids[:, :5], **segments)

@@ -4,6 +4,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
 from flan_moe.model import stack
+from flan_moe.model.output import CACHE_KEY
 
 WAITS = {"aten::nonzero", "aten::_local_scalar_dense", "aten::is_nonzero"}
 
@@ -48,7 +49,7 @@ def test_cached_logits_equal_uncached_at_every_step(sparse_model, batch):
 
 def test_a_cached_step_does_not_wait_for_the_device(sparse_model, batch, monkeypatch):
     """The encoder's layout serves to make keys and values, which the cache then has."""
-    monkeypatch.setattr(stack, "_check_ids", lambda *arguments: None)  # reads on the CPU only
+    monkeypatch.setattr(stack, "check_ids", lambda *arguments: None)  # reads on the CPU only
     model = sparse_model(encoder_router=None, decoder_router=None)
     arguments = {
         "attention_mask": batch["attention_mask"],
@@ -167,6 +168,23 @@ def test_scores_and_hidden_states_can_be_returned(sparse_model, batch):
     assert len(out.scores) == 3
     assert len(out.decoder_hidden_states) == 3
     assert len(out.encoder_hidden_states) == model.config.num_layers + 1
+
+
+def test_a_cache_goes_by_either_of_its_two_names(sparse_model, batch):
+    """transformers 5.24 calls ``cache`` what was ``past_key_values``; its `generate` knows one."""
+    model = sparse_model()
+    inputs = {**encoder_inputs(batch), "decoder_input_ids": torch.zeros(3, 1).long()}
+    outputs = []
+    with torch.no_grad():
+        for name in ("past_key_values", "cache"):
+            cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+            outputs += [model(**inputs, **{name: cache}), model(**inputs, **{name: cache})]
+            assert outputs[-1][CACHE_KEY] is cache
+            assert cache.get_seq_length() == 2
+    assert torch.equal(outputs[1].logits, outputs[3].logits)
+    assert not torch.equal(outputs[0].logits, outputs[1].logits)
+    with pytest.raises(ValueError, match="two names of one thing"):
+        model(**inputs, cache=cache, past_key_values=cache)
 
 
 def test_caches_that_do_not_fit_are_refused(sparse_model, batch):

@@ -5,14 +5,12 @@ import math
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE, WordLevel
-from tokenizers.processors import TemplateProcessing
+from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from flan_moe.model.inspect import Routes, Token, trace_routes
 from flan_moe.model.inspect.pieces import token_pieces, visible
 
-WORDS = ["<pad>", "</s>", "<unk>", "Is", "7", "a", "prime", "number", "?", "yes", "no"]
 TEXT, TARGET = "Is 7 a prime number ?", "yes no yes"
 TEXT_IDS = [3, 4, 5, 6, 7, 8, 1]
 TARGET_IDS = [9, 10, 9, 1]
@@ -26,17 +24,11 @@ def fast_tokenizer(tokenizer):
 
 
 @pytest.fixture
-def tokenizer():
-    words = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return fast_tokenizer(words)
+def model_of(sparse_model, tokenizer):
+    vocab_size = len(tokenizer)
 
-
-@pytest.fixture
-def model_of(sparse_model):
     def make(**options):
-        return sparse_model(vocab_size=len(WORDS), **options)
+        return sparse_model(vocab_size=vocab_size, **options)
 
     return make
 
@@ -51,7 +43,12 @@ def test_tokens_take_the_experts_that_a_table_gives_them(model_of, tokenizer):
     model = model_of(encoder_router=HASH, decoder_router=HASH)
     by_layer = {("encoder", 1): 1, ("encoder", 3): 2, ("decoder", 1): 3}
     for (stack, layer), step in by_layer.items():
-        force(model, stack, layer, [(step * token_id) % 4 for token_id in range(len(WORDS))])
+        force(
+            model,
+            stack,
+            layer,
+            [(step * token_id) % 4 for token_id in range(model.config.vocab_size)],
+        )
     routes = trace_routes(model, tokenizer, TEXT, target=TARGET)
     assert [token.id for token in routes.encoder] == TEXT_IDS
     assert [token.id for token in routes.decoder] == [0, *TARGET_IDS[:-1]]
@@ -118,7 +115,7 @@ def test_a_full_expert_drops_the_tokens_that_come_last(model_of, tokenizer):
     full = {**HASH, "eval_capacity_factor": 1e-6, "min_capacity": 5}
     model = model_of(encoder_router=full)
     for layer in (1, 3):
-        force(model, "encoder", layer, [2] * len(WORDS))
+        force(model, "encoder", layer, [2] * model.config.vocab_size)
     layer = trace_routes(model, tokenizer, TEXT, target=TARGET).layers[0]
     assert layer.dropped == (5, 6)
     assert layer.load == (0, 0, 5, 0)
@@ -226,3 +223,11 @@ def test_routes_as_json_have_everything(model_of, tokenizer):
         "effective_experts",
     }
     assert sum(layer["load"]) == sum(map(len, layer["experts"])) == 2 * len(TEXT_IDS)
+
+
+def test_an_id_beyond_the_tokenizer_is_shown_by_number(sparse_model, tokenizer):
+    """Vocabularies of models are rounded up: T5 has 32,128 rows for 32,100 tokens."""
+    assert token_pieces(tokenizer, [3, 11])[1] == Token(id=11, piece="<11>")
+    model = sparse_model(vocab_size=len(tokenizer) + 5)
+    routes = trace_routes(model, tokenizer, TEXT, target=[9, 14, 1])
+    assert [token.piece for token in routes.decoder] == ["<pad>", "yes", "<14>"]

@@ -61,3 +61,31 @@ def test_an_adapted_model_generates_and_its_adapter_is_saved(
     loaded = peft.PeftModel.from_pretrained(sparse_model(), tmp_path).eval()
     torch.testing.assert_close(loaded(**batch).logits, adapted(**batch).logits)
     assert torch.equal(loaded.generate(**arguments), expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["q", "shared"]},
+        {"target_modules": ["q"], "modules_to_save": ["shared"]},
+        {"target_modules": ["q"], "trainable_token_indices": {"shared": [5, 6]}},
+    ],
+    ids=["LoRA", "whole", "tokens"],
+)
+def test_an_adapted_embedding_is_the_one_that_is_read(sparse_model, batch, options):
+    model = sparse_model()
+    batch["input_ids"][:, 0] = 5
+    batch["labels"][:, 0] = 6
+    adapted = adapt(model, options)
+    trained = {n: p for n, p in adapted.named_parameters() if p.requires_grad and "shared" in n}
+    optimizer = torch.optim.SGD(trained.values(), lr=0.1)
+    for _ in range(2):  # LoRA's second matrix starts at zero: the first has no gradient before
+        optimizer.zero_grad()
+        adapted(**batch).loss.backward()
+        optimizer.step()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trained.values())
+    with torch.no_grad():
+        after = adapted(**batch).logits
+        merged = adapted.merge_and_unload()
+        torch.testing.assert_close(merged(**batch).logits, after)
+    assert type(merged.shared) is torch.nn.Embedding

@@ -34,6 +34,7 @@ def test_bias_is_the_weight_of_the_bucket_of_each_distance(query_length, cached,
     key_length = cached + query_length
     bias = module(query_length, key_length)
     assert bias.shape == (1, 3, query_length, key_length)
+    assert bias.is_contiguous(), "fused attention on a CPU refuses other strides"
     for i in range(query_length):
         for j in range(key_length):
             bucket = relative_position_bucket(

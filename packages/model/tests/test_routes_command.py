@@ -1,34 +1,26 @@
 """``flan-moe-model routes``."""
 
 import json
+import os
 import shutil
 
 import pytest
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
 from flan_moe.model.cli import main
 
-WORDS = ["<pad>", "</s>", "<unk>", "Is", "7", "a", "prime", "number", "?", "yes", "no"]
 TEXT = ["--text", "Is 7 a prime ?", "--target", "yes"]
 
 
 @pytest.fixture
-def saved(sparse_model, tmp_path):
+def saved(sparse_model, tokenizer, tmp_path):
     import torch
 
     def save(name, **options):
         folder = tmp_path / name
-        sparse_model(dtype=torch.float32, vocab_size=len(WORDS), **options).save_pretrained(folder)
-        words = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-        words.pre_tokenizer = Whitespace()
-        words.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-        PreTrainedTokenizerFast(
-            tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-        ).save_pretrained(folder)
+        model = sparse_model(dtype=torch.float32, vocab_size=len(tokenizer), **options)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
         return folder
 
     return save
@@ -183,3 +175,33 @@ def test_what_does_not_fit_is_refused(saved, tmp_path, capsys, arguments, messag
     captured = capsys.readouterr()
     assert message.format(**names) in captured.err
     assert captured.out == ""
+
+
+def test_a_link_keeps_being_one_and_what_is_no_file_is_not_replaced(saved, tmp_path, capsys):
+    command = ["routes", str(saved("m")), *TEXT, "--html"]
+    page, link, pipe = (tmp_path / name for name in ("page.html", "link.html", "pipe"))
+    page.write_text("old")
+    link.symlink_to(page.name)
+    assert main([*command, str(link)]) == 0
+    assert link.is_symlink()
+    assert page.read_text().startswith("<!DOCTYPE html>")
+    assert main([*command, str(page), "--json", str(link)]) == 2
+    os.mkfifo(pipe)
+    assert main([*command, str(pipe)]) == 2
+    assert pipe.is_fifo()
+    assert "pipe': expected a file in a folder that exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["routes", "--text", "\udcff"],
+        ["routes", "--text", "a", "--target", "\udcff"],
+        ["generate", "--text", "\udcff"],
+    ],
+)
+def test_a_text_that_is_no_utf_8_is_refused(capsys, arguments):
+    """The shell hands over any bytes; those that are no characters become lone surrogates."""
+    with pytest.raises(SystemExit):
+        main([*arguments, "absent"])
+    assert r"'\udcff': expected UTF-8" in capsys.readouterr().err

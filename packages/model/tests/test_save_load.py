@@ -1,6 +1,7 @@
 """Checkpoints: safetensors, the Auto classes, a fresh process, missing and resized weights."""
 
 import json
+import pickle
 import subprocess
 import sys
 
@@ -143,3 +144,12 @@ def test_two_models_from_one_seed_are_equal():
         torch.manual_seed(3)
         models.append(FlanMoEForConditionalGeneration(flan_moe_config("flan-moe-tiny")))
     assert_same_weights(*models)
+
+
+def test_a_model_is_pickled_whole(sparse_model, batch):
+    """As ``torch.save`` and processes that are spawned do it."""
+    model = sparse_model()
+    copy = pickle.loads(pickle.dumps(model))
+    assert torch.equal(copy(**batch).logits, model(**batch).logits)
+    copy.shared.weight.data.zero_()
+    assert not torch.equal(copy(**batch).logits, model(**batch).logits)

@@ -140,6 +140,24 @@ def test_gradients_equal_t5(t5_pair, batch):
         )
 
 
+def test_dropout_falls_where_t5_drops(t5_pair):
+    """Without padding the same numbers are drawn in the same order, so that one seed decides."""
+    t5, ours = t5_pair(gated=True, tied=False, dropout_rate=0.3)
+    generator = torch.Generator().manual_seed(4)
+    inputs = {
+        "input_ids": torch.randint(2, 61, (3, 9), generator=generator),
+        "decoder_input_ids": torch.randint(2, 61, (3, 5), generator=generator),
+    }
+    with torch.no_grad():
+        still = ours(**inputs).logits
+        outputs = []
+        for model in (t5.train(), ours.train()):
+            torch.manual_seed(5)
+            outputs.append(model(**inputs).logits)
+    torch.testing.assert_close(outputs[1], outputs[0], atol=1e-5, rtol=1e-5)
+    assert (outputs[1] - still).abs().mean() > 0.01
+
+
 @pytest.mark.parametrize("beams", [1, 4])
 @pytest.mark.parametrize(("gated", "tied"), VARIANTS)
 def test_generation_equals_t5(t5_pair, batch, gated, tied, beams):

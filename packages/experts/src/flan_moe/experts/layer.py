@@ -136,20 +136,27 @@ class Experts(nn.Module):
 
         A buffer is the weight's ``main_grad`` and, for float32 weights, also its ``grad``, so that
         an optimizer needs to know nothing. Keep it there: clear gradients with
-        ``zero_grad(set_to_none=False)``, or, with ``accumulate=False``, not at all. Autograd does
+        ``zero_grad(set_to_none=False)``, or, with ``accumulate=False``, not at all; or call this
+        again after a ``zero_grad()`` that took the gradients away. Called again, it uses the same
+        memory, and what that holds stays unless ``zero_grad()`` had cleared it. Autograd does
         not see these gradients: hooks on the two parameters do not run, so that this is not for
         DDP or FSDP. A frozen weight gets no buffer, and so is nothing to an optimizer.
 
         Args:
-            accumulate: False if every optimizer step has exactly one backward pass through this
-                module, which then overwrites the buffers.
+            accumulate: False if the next backward pass through this module is the first one of its
+                optimizer step: it overwrites the buffers, which until then hold old gradients.
 
         Raises:
             RuntimeError: if the experts are spread over ranks.
         """
         if self.parallel is not None:
             raise RuntimeError("reserve_gradients: not for experts that are spread over ranks")
-        self._main_grads = MainGrads(_reserve(self.wi), _reserve(self.wo), accumulate)
+        before = self._main_grads or MainGrads()
+        self._main_grads = MainGrads(
+            _reserve(self.wi, before.wi_EDH, accumulate=accumulate),
+            _reserve(self.wo, before.wo_EFD, accumulate=accumulate),
+            accumulate,
+        )
 
     @property
     def has_reserved_gradients(self) -> bool:
@@ -215,8 +222,8 @@ class Experts(nn.Module):
                 continue
             raise RuntimeError(
                 f"{lost} is not the buffer of reserve_gradients any more, so that the optimizer "
-                f"would not see its gradient: clear gradients with zero_grad(set_to_none=False), "
-                f"and reserve again after moving, copying or replacing the weights"
+                f"would not see its gradient: clear gradients with zero_grad(set_to_none=False) or "
+                f"reserve again after it, and after moving, copying or replacing the weights"
             )
 
     def extra_repr(self) -> str:
@@ -230,15 +237,24 @@ class Experts(nn.Module):
         )
 
 
-def _reserve(weight: nn.Parameter) -> Tensor | None:
-    """The lasting gradient buffer of a weight; None if it is frozen."""
+def _reserve(weight: nn.Parameter, before: Tensor | None, *, accumulate: bool) -> Tensor | None:
+    """The lasting gradient buffer of a weight, ``before`` if it fits; None if it is frozen."""
     if not weight.requires_grad:
         return None
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    weight.main_grad = torch.zeros_like(weight, dtype=dtype, requires_grad=False)
+    ours = before is not None and getattr(weight, "main_grad", None) is before
+    if not ours or (before.shape, before.dtype, before.device) != (
+        weight.shape,
+        dtype,
+        weight.device,
+    ):
+        before = torch.zeros_like(weight, dtype=dtype, requires_grad=False)
+    elif accumulate and dtype == weight.dtype and weight.grad is not before:
+        before.zero_()  # it was cleared, by taking it away
+    weight.main_grad = before
     if dtype == weight.dtype:
-        weight.grad = weight.main_grad
-    return weight.main_grad
+        weight.grad = before
+    return before
 
 
 def _stack_names(module: Experts, state: dict[str, Any], prefix: str, *_: object) -> None:

@@ -245,10 +245,28 @@ class CrossAttention(Attention):
 def _attend_sdpa(
     q_BHLK: Tensor, keys_values: KeysAndValues, bias: Tensor | None, dropout: float
 ) -> Tensor:
-    out_BHLK = F.scaled_dot_product_attention(
-        q_BHLK, *keys_values, attn_mask=bias, dropout_p=dropout, scale=1.0
-    )
+    if q_BHLK.device.type == "cpu" and (dropout or (bias is not None and bias.requires_grad)):
+        out_BHLK = _attend_in_steps(q_BHLK, keys_values, bias, dropout)
+    else:
+        out_BHLK = F.scaled_dot_product_attention(
+            q_BHLK, *keys_values, attn_mask=bias, dropout_p=dropout, scale=1.0
+        )
     return out_BHLK.transpose(1, 2)
+
+
+def _attend_in_steps(
+    q_BHLK: Tensor, keys_values: KeysAndValues, bias: Tensor | None, dropout: float
+) -> Tensor:
+    """Where torch has no fused kernel for CPUs: with dropout, or a gradient of the bias.
+
+    What it would do instead scales queries and keys, here by one, and looks for rows that see
+    nothing, which a finite bias never has: more passes over the (B, H, L, S) scores.
+    """
+    k_BHSK, v_BHSK = keys_values
+    scores_BHLS = q_BHLK @ k_BHSK.transpose(-1, -2)
+    if bias is not None:
+        scores_BHLS += bias
+    return F.dropout(scores_BHLS.softmax(-1), dropout) @ v_BHSK
 
 
 def _attend_xformers(

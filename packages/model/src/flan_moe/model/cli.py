@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from flan_moe.model.commands.arguments import positive
+from flan_moe.model.commands.arguments import positive, text
 from flan_moe.model.commands.checkpoint import check_device, load_model, load_tokenizer
 from flan_moe.model.commands.convert import add_parser as add_convert
 from flan_moe.model.commands.directory import check_directory
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", help="write the answer to a text")
     generate.add_argument("model", metavar="PATH", help="directory with model and tokenizer")
     generate.add_argument(
-        "--text", action="append", required=True, help="input; repeat for several"
+        "--text", type=text, action="append", required=True, help="input; repeat for several"
     )
     generate.add_argument("--max-new-tokens", type=positive, default=64, metavar="N")
     generate.add_argument("--beams", type=positive, default=1, metavar="N")
@@ -98,6 +98,8 @@ def _generate(options: argparse.Namespace) -> int:
         max_new_tokens=options.max_new_tokens,
         num_beams=options.beams,
         do_sample=options.sample,
+        num_return_sequences=1,
+        return_dict_in_generate=False,
         **search,
     )
     for answer in tokenizer.batch_decode(out, skip_special_tokens=True):

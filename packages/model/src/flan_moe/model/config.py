@@ -21,6 +21,10 @@ STACK_NAMES = ("encoder", "decoder")
 # Sizes beyond this are typing errors, and torch fails on them without naming the key.
 _LARGEST_INT = 2**31 - 1
 
+# Beyond these a damaged file, not a model: everything that lists layers or experts would never end.
+_MOST_LAYERS = 10_000
+_MOST_EXPERTS = 65_536
+
 StackName = Literal["encoder", "decoder"]
 
 # Keys that some transformers version writes into a config.json or passes to a config, and that are
@@ -80,7 +84,7 @@ class FlanMoEConfig(PretrainedConfig):
         num_layers: encoder layers.
         num_decoder_layers: decoder layers; None for as many as in the encoder.
         num_heads: attention heads.
-        relative_attention_num_buckets: buckets of the relative position bias, even, at least 4.
+        relative_attention_num_buckets: buckets of the relative position bias, a multiple of 4.
         relative_attention_max_distance: distances from here on share the last bucket.
         dropout_rate: dropout on embeddings, attention weights, hidden activations and residual
             branches, in [0, 1).
@@ -118,6 +122,7 @@ class FlanMoEConfig(PretrainedConfig):
     model_type = "flan_moe"
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
         "past_key_values",
+        "cache",
         "aux_losses",
         "routings",
         "cross_entropy",
@@ -208,7 +213,7 @@ class FlanMoEConfig(PretrainedConfig):
         for key in ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads"):
             _require_int(key, getattr(self, key), minimum=1)
         for key in ("num_layers", "num_decoder_layers"):
-            _require_int(key, getattr(self, key), minimum=1)
+            _require_int(key, getattr(self, key), minimum=1, maximum=_MOST_LAYERS)
         _require_int("sparse_every", self.sparse_every, minimum=0)
         self._check_position_buckets()
         for key in ("dropout_rate", "expert_dropout_rate"):
@@ -332,6 +337,7 @@ class FlanMoEConfig(PretrainedConfig):
         if values is None:
             return
         router = RouterConfig.from_dict(_router_dict(key, values))
+        _require_int(f"{key}.num_experts", router.num_experts, minimum=1, maximum=_MOST_EXPERTS)
         if self.sparse_every == 0:
             _refuse("sparse_every", 0, f"at least 1 because {key} is set (or {key}=None)")
         if self.layer_count(stack) < self.sparse_every:
@@ -428,11 +434,11 @@ def _refuse_unknown(kwargs: Mapping[str, Any]) -> None:
             raise ValueError(f"FlanMoEConfig: unknown key {key!r} (value {value!r}); {hint}")
 
 
-def _require_int(key: str, value: object, *, minimum: int) -> None:
+def _require_int(key: str, value: object, *, minimum: int, maximum: int = _LARGEST_INT) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         _refuse(key, value, f"an integer of at least {minimum}")
-    if value > _LARGEST_INT:
-        _refuse(key, value, f"an integer of at most {_LARGEST_INT}")
+    if value > maximum:
+        _refuse(key, value, f"an integer of at most {maximum}")
 
 
 def _require_dtype(key: str, value: object) -> None:

@@ -40,15 +40,15 @@ class DenseFeedForward(nn.Module):
         init_factor: float = 1.0,
     ) -> None:
         super().__init__()
-        self.act = ACTIVATIONS[activation]
+        self.activation = activation  # by name: the functions themselves cannot be pickled
         self.dropout = dropout
-        h_width = 2 * d_ff if self.act.gated else d_ff
+        h_width = 2 * d_ff if ACTIVATIONS[activation].gated else d_ff
         self.wi = Projection(d_model, h_width, std=init_factor * d_model**-0.5)
         self.wo = Projection(d_ff, d_model, std=init_factor * d_ff**-0.5)
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """(T, D) to (T, D)."""
-        a_TF = self.act.forward(self.wi(x_TD))
+        a_TF = ACTIVATIONS[self.activation].forward(self.wi(x_TD))
         return self.wo(F.dropout(a_TF, self.dropout, self.training))
 
 

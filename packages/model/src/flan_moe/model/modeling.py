@@ -16,8 +16,8 @@ from flan_moe.experts import BACKENDS, Experts
 from flan_moe.model.attention import ATTENTION_BACKENDS, Attention
 from flan_moe.model.config import FlanMoEConfig
 from flan_moe.model.initialization import initialize_module
-from flan_moe.model.losses import mean_aux_losses, token_cross_entropy, total_loss
-from flan_moe.model.output import EncoderOutput, FlanMoEOutput
+from flan_moe.model.losses import IGNORED_LABEL, mean_aux_losses, token_cross_entropy, total_loss
+from flan_moe.model.output import CACHE_KEY, EncoderOutput, FlanMoEOutput
 from flan_moe.model.projection import Projection
 from flan_moe.model.segments import TokenLayout, may_attend_across, may_attend_to_cache
 from flan_moe.model.shift import shift_right, trailing_layout
@@ -25,6 +25,7 @@ from flan_moe.model.stack import (
     Decoder,
     Encoder,
     StackOutput,
+    check_ids,
     check_input,
     refuse_attentions,
     token_layout,
@@ -108,6 +109,7 @@ class FlanMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
         output_logits: bool = True,
         return_dict: bool | None = None,
         cache_position: Tensor | None = None,
+        cache: EncoderDecoderCache | None = None,
     ) -> FlanMoEOutput | tuple[Any, ...]:
         """Encode, decode and, with labels, compute the loss.
 
@@ -129,11 +131,13 @@ class FlanMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs_embeds: (B, S, D) in place of ``input_ids``.
             decoder_inputs_embeds: (B, L, D) in place of ``decoder_input_ids``.
             use_cache: return a cache for the next step.
-            output_hidden_states: return the states of all layers, padded.
+            output_hidden_states: return the states of all layers, padded; None for what the config
+                says.
             output_attentions: refused if true: attention weights are never materialised.
             output_logits: False saves the padded (B, L, V) logits when only the loss is wanted.
-            return_dict: False for a tuple.
+            return_dict: False for a tuple; None for what the config says.
             cache_position: ignored; the cache knows its length.
+            cache: another name of ``past_key_values``, which transformers uses since 5.24.
 
         Returns:
             See `FlanMoEOutput`.
@@ -142,7 +146,14 @@ class FlanMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
             ValueError: if the arguments do not fit together.
         """
         refuse_attentions(output_attentions)
-        self._check_cache(past_key_values, encoder_segments, decoder_segments)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if return_dict is None:
+            return_dict = self.config.return_dict
+        if cache is not None and past_key_values is not None:
+            raise ValueError("cache and past_key_values are two names of one thing: give one")
+        cache = past_key_values if cache is None else cache
+        self._check_cache(cache, encoder_segments, decoder_segments)
         if encoder_outputs is None:
             memory_layout = token_layout(
                 "encoder", input_ids, inputs_embeds, attention_mask, encoder_segments
@@ -156,9 +167,8 @@ class FlanMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
         else:
             memory_layout = None
             if not isinstance(encoder_outputs, BaseModelOutput):
-                encoder_outputs = EncoderOutput(*encoder_outputs)
+                encoder_outputs = EncoderOutput.from_tuple(encoder_outputs)
         memory_BSD = encoder_outputs.last_hidden_state
-        cache = past_key_values
         if cache is None and use_cache:
             cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
 
@@ -170,7 +180,7 @@ class FlanMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
             "decoder", decoder_input_ids, decoder_inputs_embeds, new_mask, decoder_segments
         )
         if labels is not None:
-            _check_labels(labels, layout)
+            _check_labels(labels, layout, self.config.vocab_size)
             if decoder_attention_mask is None and decoder_segments is None and cache is None:
                 layout = trailing_layout(labels)
         if cache is not None and cache.is_updated.get(0, False):
@@ -204,15 +214,25 @@ class FlanMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
         output = FlanMoEOutput(
             loss=loss,
             logits=layout.pad(logits_TV) if output_logits else None,
-            past_key_values=cache,
             decoder_hidden_states=out.hidden_states,
             encoder_last_hidden_state=memory_BSD,
             encoder_hidden_states=encoder_outputs.hidden_states,
             cross_entropy=cross_entropy,
             aux_losses=aux_losses,
             routings=routings,
+            **{CACHE_KEY: cache},
         )
         return output.to_tuple() if return_dict is False else output
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a new ``shared`` is the embedding of both stacks, too.
+
+        PEFT wraps modules by setting them: LoRA, ``modules_to_save``, trainable tokens.
+        """
+        super().__setattr__(name, value)
+        if name == "shared" and "decoder" in self._modules:
+            self.encoder.set_embedding(value)
+            self.decoder.set_embedding(value)
 
     def set_attention_backend(self, backend: str) -> None:
         """Use one attention implementation everywhere: ``"auto"``, ``"sdpa"`` or ``"xformers"``.
@@ -240,6 +260,24 @@ class FlanMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if isinstance(module, Experts):
                 module.backend = backend
 
+    def reserve_gradients(self, *, accumulate: bool) -> None:
+        """Give all experts lasting gradient buffers, or give them back after ``zero_grad()``.
+
+        On a CPU this saves fresh memory of the size of the experts in every step. In a training
+        loop, between ``optimizer.zero_grad()`` and each forward pass; see
+        `flan_moe.experts.Experts.reserve_gradients`.
+
+        Args:
+            accumulate: False before the first backward pass of an optimizer step, which overwrites
+                what the buffers hold; True before further ones, which add to it.
+
+        Raises:
+            RuntimeError: if the experts are spread over ranks.
+        """
+        for module in self.modules():
+            if isinstance(module, Experts):
+                module.reserve_gradients(accumulate=accumulate)
+
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """Shift labels right; called by transformers' `DataCollatorForSeq2Seq`."""
         return self._decoder_input_ids(labels, None)
@@ -251,8 +289,6 @@ class FlanMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def set_input_embeddings(self, embeddings: nn.Embedding) -> None:
         """Replace the embedding of encoder and decoder."""
         self.shared = embeddings
-        self.encoder.set_embedding(embeddings)
-        self.decoder.set_embedding(embeddings)
 
     def get_output_embeddings(self) -> nn.Linear:
         """The language-model head."""
@@ -311,9 +347,11 @@ class FlanMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
 
 
-def _check_labels(labels: Tensor, layout: TokenLayout) -> None:
+def _check_labels(labels: Tensor, layout: TokenLayout, vocab_size: int) -> None:
     expected = (layout.batch_size, layout.length)
     if labels.shape != expected:
         raise ValueError(
             f"labels has shape {tuple(labels.shape)}; expected {expected}, like the decoder input"
         )
+    if labels.device.type == "cpu":
+        check_ids("labels", labels.masked_fill(labels == IGNORED_LABEL, 0), vocab_size)

@@ -81,6 +81,8 @@ class RelativePositionBias(nn.Module):
             num_buckets=self.weight.shape[0],
             max_distance=self.max_distance,
         )
-        bias_HN = F.embedding(bucket_N, self.weight).T
+        # Contiguous twice: the fused attention of CPUs refuses other results, and from contiguous
+        # distances a square one is contiguous at once.
+        bias_HN = F.embedding(bucket_N, self.weight).T.contiguous()
         # Window w holds the distances w - (S - 1) .. w, which are those of query L - 1 - w.
-        return bias_HN.unfold(1, key_length, 1).flip(1)[None]
+        return bias_HN.unfold(1, key_length, 1).flip(1)[None].contiguous()

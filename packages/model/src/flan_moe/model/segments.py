@@ -183,6 +183,39 @@ def may_attend_to_cache(
     return None if mask_BS is None else (mask_BS != 0)[:, None, None]
 
 
+def refuse_malformed(name: str, segments_BS: Tensor) -> None:
+    """Refuse negative numbers, and a number at two places of a row, on the CPU only.
+
+    Attention would join the two pieces, the decoder's input and routers would separate them.
+
+    Args:
+        name: of the argument, for the message.
+        segments_BS: (B, S), 0 for padding, k > 0 for the k-th sequence of its row.
+
+    Raises:
+        ValueError: naming row and number.
+    """
+    if segments_BS.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    negative_BS = segments_BS < 0
+    if bool(negative_BS.any()):
+        row, position = negative_BS.nonzero()[0].tolist()
+        raise ValueError(
+            f"{name}[{row}] holds {segments_BS[row, position].item()}; expected 0 for padding and "
+            "numbers from 1 for sequences"
+        )
+    begins_BS = segments_BS > 0
+    begins_BS[:, 1:] &= segments_BS[:, 1:] != segments_BS[:, :-1]
+    begun_BS = torch.where(begins_BS, segments_BS, 0).sort(dim=1).values
+    again_BS = (begun_BS[:, 1:] > 0) & (begun_BS[:, 1:] == begun_BS[:, :-1])
+    if bool(again_BS.any()):
+        row, position = again_BS.nonzero()[0].tolist()
+        raise ValueError(
+            f"{name}[{row}] has segment {begun_BS[row, position].item()} at two places; expected "
+            "each sequence in one piece"
+        )
+
+
 def _check_rows(query: TokenLayout, batch_size: int) -> None:
     if query.batch_size != batch_size:
         raise ValueError(

@@ -22,6 +22,7 @@ from flan_moe.model.segments import (
     TokenLayout,
     may_attend,
     may_attend_causal,
+    refuse_malformed,
 )
 
 
@@ -79,7 +80,9 @@ class Stack(nn.Module):
     ) -> Tensor:
         if inputs_embeds is not None:
             return layout.flatten(inputs_embeds)
-        _check_ids(self.stack, input_ids, self._embedding[0].num_embeddings)
+        name = "input_ids" if self.stack == "encoder" else "decoder_input_ids"
+        # Of the weight: PEFT's wrappers have one, but no num_embeddings.
+        check_ids(name, input_ids, self._embedding[0].weight.shape[0])
         return self._embedding[0](layout.flatten(input_ids))
 
     def _run(
@@ -251,10 +254,11 @@ def token_layout(
     """The layout of a stack's input; segments take the place of the mask.
 
     Raises:
-        ValueError: see `check_input`.
+        ValueError: see `check_input` and `refuse_malformed`.
     """
     shape = check_input(stack, input_ids, inputs_embeds, mask, segments)
     if segments is not None:
+        refuse_malformed(f"{stack}_segments", segments)
         return TokenLayout.from_segments(segments)
     if mask is not None:
         return TokenLayout.from_mask(mask)
@@ -289,13 +293,16 @@ def check_input(
     return tuple(shape)
 
 
-def _check_ids(stack: StackName, input_ids: Tensor, vocab_size: int) -> None:
-    """Name an id that the embedding lacks; on CPU only, elsewhere it would wait for the device."""
-    if input_ids.device.type != "cpu" or not input_ids.numel() or torch.compiler.is_compiling():
+def check_ids(name: str, ids: Tensor, vocab_size: int) -> None:
+    """Refuse an id that the vocabulary lacks; on CPU only, elsewhere it would wait for the device.
+
+    Raises:
+        ValueError: naming the argument and the id.
+    """
+    if ids.device.type != "cpu" or not ids.numel() or torch.compiler.is_compiling():
         return
-    for found in (int(input_ids.min()), int(input_ids.max())):
+    for found in (int(ids.min()), int(ids.max())):
         if not 0 <= found < vocab_size:
-            name = "input_ids" if stack == "encoder" else "decoder_input_ids (or labels)"
             raise ValueError(f"{name} holds {found}; expected ids below vocab_size, {vocab_size}")
 
 

@@ -173,6 +173,7 @@ def _callbacks(
     from composer.callbacks import LRMonitor, SpeedMonitor
 
     from flan_moe.train.callbacks.checkpoint_writer import CheckpointWriter
+    from flan_moe.train.callbacks.lasting_gradients import LastingGradients
     from flan_moe.train.callbacks.progress import Progress
     from flan_moe.train.callbacks.router_balancing import RouterBalancing
     from flan_moe.train.callbacks.router_monitor import RouterMonitor
@@ -185,6 +186,7 @@ def _callbacks(
         LRMonitor(),
         SpeedMonitor(window_size=10),
         RouterBalancing(),
+        LastingGradients(),
         CheckpointWriter(folder, checkpoint.interval, checkpoint.keep, stop),
     ]
     if logging.router_every:

@@ -153,14 +153,15 @@ class HFSeq2SeqModel(HFModel):
         )
         log_p_NL = _log_probability(first.logits[owner_N], labels_NL[:, :1])
         if labels_NL.shape[1] > 1:
-            cache = first.past_key_values
-            cache.reorder_cache(owner_N)
+            # transformers 5.24 gave the cache another name, in outputs and arguments alike.
+            key = "cache" if "cache" in first else "past_key_values"
+            first[key].reorder_cache(owner_N)
             logits_NLV = self.model(
                 encoder_outputs=BaseModelOutput(last_hidden_state=states_BSD[owner_N]),
                 attention_mask=mask_BS[owner_N],
                 decoder_input_ids=labels_NL[:, :-1],
                 decoder_attention_mask=label_mask_NL,
-                past_key_values=cache,
+                **{key: first[key]},
                 use_cache=True,
                 return_dict=True,
             ).logits

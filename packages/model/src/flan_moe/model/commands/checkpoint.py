@@ -38,6 +38,9 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
+    from flan_moe.model.register import register_auto_classes
+
+    register_auto_classes()  # AutoTokenizer looks at config.json, and warns of unknown models
     return _load(path, "tokenizer", AutoTokenizer, trust_remote_code=False)
 
 
@@ -47,8 +50,8 @@ def load_model(
     """The model of a checkpoint, in evaluation mode on a device.
 
     Raises:
-        ValueError: naming the directory: what cannot be read, weights that are missing or have no
-            place, a vocabulary smaller than the tokenizer's.
+        ValueError: naming the directory: what cannot be read, weights that are missing, have
+            no place or are not finite, a vocabulary smaller than the tokenizer's.
     """
     from flan_moe.model.modeling import FlanMoEForConditionalGeneration
 
@@ -60,6 +63,9 @@ def load_model(
     ):
         if info[key]:
             raise ValueError(f"{path}: {len(info[key])} {problem}, the first is {min(info[key])}")
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():  # it would generate nothing but padding
+            raise ValueError(f"{path}: {name} holds NaN or infinity; expected finite weights")
     if len(tokenizer) > model.config.vocab_size:
         raise ValueError(
             f"{path}: the tokenizer has {len(tokenizer)} tokens, the model a vocabulary of "

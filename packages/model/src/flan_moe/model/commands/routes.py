@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flan_moe.model.commands.arguments import positive
+from flan_moe.model.commands.arguments import positive, text
 from flan_moe.model.commands.checkpoint import check_device, load_model, load_tokenizer
+from flan_moe.model.commands.configuration import load_config
 from flan_moe.model.commands.directory import check_directory
 
 if TYPE_CHECKING:
@@ -27,8 +28,10 @@ def add_parser(commands: Any) -> None:
     """Register the command."""
     routes = commands.add_parser("routes", help="show which experts each token of a text took")
     routes.add_argument("model", metavar="PATH", help="directory with model and tokenizer")
-    routes.add_argument("--text", required=True, help="input of the encoder")
-    routes.add_argument("--target", help="text of the decoder (default: the model's own answer)")
+    routes.add_argument("--text", type=text, required=True, help="input of the encoder")
+    routes.add_argument(
+        "--target", type=text, help="text of the decoder (default: the model's own answer)"
+    )
     routes.add_argument(
         "--against", metavar="PATH", help="compare with another checkpoint, same text and target"
     )
@@ -93,18 +96,22 @@ def _check(options: argparse.Namespace) -> None:
         )
     for name in ("html", "json"):
         path = getattr(options, name)
-        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        if path is None:
+            continue
+        # Only a regular file may be replaced: no folder, and no device such as /dev/null.
+        replaced = path.exists() and not path.is_file()
+        if replaced or not path.resolve().parent.is_dir():
             raise ValueError(f"--{name} {str(path)!r}: expected a file in a folder that exists")
-    if options.html is not None and options.html == options.json:
+    if options.html and options.json and options.html.resolve() == options.json.resolve():
         raise ValueError(f"--html and --json are both {str(options.html)!r}: expected two files")
     check_device(options.device)
 
 
 def _sparse_layers(model: str) -> dict[tuple[str, int], int]:
     """The number of experts of each sparse layer, by stack and index."""
-    from flan_moe.model.config import STACK_NAMES, FlanMoEConfig
+    from flan_moe.model.config import STACK_NAMES
 
-    config = FlanMoEConfig.from_pretrained(model)
+    config = load_config(model)
     sparse = {
         (stack, layer): config.router_config(stack).num_experts
         for stack in STACK_NAMES
@@ -201,10 +208,13 @@ def _style(options: argparse.Namespace) -> TerminalStyle:
 
 def _write(path: Path, content: str) -> None:
     """Whole or not at all: a temporary name in the same folder, then the final one."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    whole = path.resolve()  # a link stays a link
+    partial = whole.with_name(f".{secrets.token_hex(6)}.partial")
     try:
         partial.write_text(content, encoding="utf-8")
-        partial.replace(path)
+        partial.replace(whole)
+    except OSError as error:
+        raise OSError(f"{path}: {error.strerror}") from error
     finally:
         partial.unlink(missing_ok=True)
     print(f"wrote {path}")

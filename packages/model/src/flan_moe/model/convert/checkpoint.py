@@ -52,8 +52,8 @@ class SafetensorsSource:
 def open_checkpoint(path: Path) -> TensorSource:
     """The weights of a directory, or of one file.
 
-    Of a directory, the first of these that is there: ``model.safetensors.index.json``,
-    ``model.safetensors``, ``pytorch_model.bin.index.json``, ``pytorch_model.bin``.
+    Of a directory, the first of these that is there, as in transformers: ``model.safetensors``,
+    ``model.safetensors.index.json``, ``pytorch_model.bin``, ``pytorch_model.bin.index.json``.
 
     Args:
         path: directory, or a ``.safetensors``, ``.npz``, ``.bin`` or ``.pt`` file.
@@ -73,22 +73,22 @@ def open_checkpoint(path: Path) -> TensorSource:
         raise ValueError(f"{path}: expected a directory, or a .safetensors, .npz, .bin or .pt file")
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such file or directory")
+    if (path / _SAFETENSORS).is_file():
+        return SafetensorsSource([path / _SAFETENSORS], str(path))
     index = path / f"{_SAFETENSORS}.index.json"
     if index.is_file():
         weight_map = read_index(index)
         source = SafetensorsSource(_files(index, weight_map), str(path))
         _check_map(index, weight_map, source)
         return source
-    if (path / _SAFETENSORS).is_file():
-        return SafetensorsSource([path / _SAFETENSORS], str(path))
+    if (path / _PICKLED).is_file():
+        return PickledSource([path / _PICKLED], str(path))
     index = path / f"{_PICKLED}.index.json"
     if index.is_file():
         weight_map = read_index(index)
         source = PickledSource(_files(index, weight_map), str(path))
         _check_map(index, weight_map, source)
         return source
-    if (path / _PICKLED).is_file():
-        return PickledSource([path / _PICKLED], str(path))
     raise FileNotFoundError(
         f"{path}: expected {_SAFETENSORS} or {_PICKLED}, or their .index.json; {_hint(path)}"
     )

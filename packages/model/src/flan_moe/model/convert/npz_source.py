@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import tokenize
 import zipfile
+import zlib
 from pathlib import Path
 from typing import IO
 
@@ -15,6 +17,11 @@ from flan_moe.model.convert.region import Index, split_rows
 from flan_moe.model.convert.source import TensorInfo
 
 _DTYPES = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
+
+
+# What zipfile raises for damaged bytes; RuntimeError and NotImplementedError for archives with a
+# password or a compression that Python lacks.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)
 
 
 class NpzSource:
@@ -35,17 +42,22 @@ class NpzSource:
         self.origin = str(path)
         try:
             self._archive = zipfile.ZipFile(path)
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, NotImplementedError) as error:
             raise ValueError(f"{path}: expected a .npz file: {error}") from error
         self.tensors: dict[str, TensorInfo] = {}
         self._dtype: dict[str, np.dtype] = {}
         self._data_start: dict[str, int] = {}
+        self._entry: dict[str, str] = {}
         self._member: tuple[str, IO[bytes]] | None = None
         for entry in self._archive.namelist():
             name = entry.removesuffix(".npy")
-            with self._archive.open(entry) as file:
-                shape, dtype = self._header(name, file)
-                self._data_start[name] = file.tell()
+            try:
+                with self._archive.open(entry) as file:
+                    shape, dtype = self._header(name, file)
+                    self._data_start[name] = file.tell()
+            except _DAMAGE as error:
+                raise ValueError(f"{path}: {name}: {error}") from error
+            self._entry[name] = entry
             self.tensors[name] = TensorInfo(shape, torch.from_numpy(np.empty(0, dtype)).dtype)
             self._dtype[name] = dtype
 
@@ -61,14 +73,14 @@ class NpzSource:
         if self._member is None or self._member[0] != name:
             if self._member is not None:
                 self._member[1].close()
-            self._member = (name, self._archive.open(f"{name}.npy"))
+            self._member = (name, self._archive.open(self._entry[name]))
         file = self._member[1]
         size = len(rows) * row_bytes
         buffer = bytearray(size)
         try:
             file.seek(self._data_start[name] + rows.start * row_bytes)
             found = file.readinto(buffer)
-        except (zipfile.BadZipFile, OSError, EOFError) as error:
+        except _DAMAGE as error:
             raise ValueError(f"{self.origin}: {name}: {error}") from error
         if found != size:
             raise ValueError(f"{self.origin}: {name}: the file ends inside the array")
@@ -83,7 +95,7 @@ class NpzSource:
                 (2, 0): np.lib.format.read_array_header_2_0,
             }[version]
             shape, fortran, dtype = read(file)
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, tokenize.TokenError) as error:
             raise ValueError(f"{self.origin}: {name}: expected an array: {error!r}") from error
         if dtype.name not in _DTYPES or not dtype.isnative or (fortran and len(shape) > 1):
             raise ValueError(

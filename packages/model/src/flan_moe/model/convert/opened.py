@@ -79,8 +79,9 @@ def open_as_flan_moe(path: Path, config: FlanMoEConfig | None = None) -> Opened:
 def _open_own(path: Path) -> Opened:
     try:
         config = FlanMoEConfig.from_pretrained(path, local_files_only=True)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path / 'config.json'}: {error}") from error
+    except Exception as error:  # transformers raises many types for values it did not expect
+        reason = str(error) if isinstance(error, ValueError) else repr(error)
+        raise ValueError(f"{path / 'config.json'}: {reason}") from error
     source = open_checkpoint(path)
     shapes = weight_shapes(config)
     check_tensors(source, shapes, allowed=tied_head(config))

@@ -62,8 +62,11 @@ def new_directory(path: Path) -> Iterator[Path]:
         yield partial
         check_new(path)
         partial.rename(path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            # A full disk, for one: the error of a write does not say where.
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from flan_moe.model.convert.region import Index, Shape
+
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""Dtypes of weights. Narrower ones come with scales that no naming scheme here knows."""
 
 
 class TensorInfo(NamedTuple):
@@ -86,9 +89,25 @@ def check_tensors(
         raise ValueError(f"{source.origin}: {'; '.join(problems)}")
 
 
+def check_floating(source: TensorSource, names: Iterable[str]) -> None:
+    """Refuse weights that are quantised or no numbers of a model at all.
+
+    Args:
+        source: has the names; nothing is read.
+        names: of the weights.
+
+    Raises:
+        ValueError: naming the weights and their dtypes.
+    """
+    wrong = [f"{name} is {d}" for name in names if (d := source.tensors[name].dtype) not in FLOATS]
+    if wrong:
+        expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATS)
+        raise ValueError(f"{source.origin}: {some(wrong)}; expected one of {expected}")
+
+
 def some(names: list[str]) -> str:
-    """The first few names, and how many more there are."""
-    shown = ", ".join(names[:4])
+    """The first few names, and how many more there are; what a terminal might obey is escaped."""
+    shown = ", ".join(name if name.isprintable() else repr(name) for name in names[:4])
     return f"{shown} and {len(names) - 4} more" if len(names) > 4 else shown
 
 

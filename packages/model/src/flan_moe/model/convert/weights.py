@@ -11,7 +11,13 @@ from flan_moe.model.config import FlanMoEConfig
 from flan_moe.model.convert.assemble import Target, assembled, row_parts
 from flan_moe.model.convert.hf_names import EMBEDDING_COPIES, UNUSED, HFFormat, hf_links
 from flan_moe.model.convert.region import Link, Region, Shape, source_shapes, whole
-from flan_moe.model.convert.source import StateSource, TensorSource, check_tensors, some
+from flan_moe.model.convert.source import (
+    StateSource,
+    TensorSource,
+    check_floating,
+    check_tensors,
+    some,
+)
 from flan_moe.model.modeling import FlanMoEForConditionalGeneration
 
 
@@ -40,11 +46,13 @@ def import_targets(
         allowed: names that the source may have besides.
 
     Raises:
-        ValueError: if tensors are missing, left over or of other shapes.
+        ValueError: if tensors are missing, left over, of other shapes or not of floating point.
     """
     shapes = weight_shapes(config)
     check_linked(shapes, links, source.origin)
-    check_tensors(source, source_shapes(links, shapes), allowed=allowed)
+    theirs = source_shapes(links, shapes)
+    check_tensors(source, theirs, allowed=allowed)
+    check_floating(source, theirs)
     return assembled(links, shapes, source)
 
 

@@ -21,7 +21,8 @@ def token_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tupl
 
     A piece is what decoding gains when the token follows its left neighbour, so that it keeps the
     space before a word whatever the tokenizer's way to write it. A token that is not whole
-    characters (a byte of one) is given by its name in the vocabulary, and so is a special one.
+    characters (a byte of one) is given by its name in the vocabulary, and so is a special one. An
+    id that the tokenizer lacks, because the model's vocabulary was rounded up, is ``<32100>``.
 
     Args:
         tokenizer: of the ids.
@@ -32,6 +33,9 @@ def token_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tupl
     tokens = []
     for position, (token_id, name) in enumerate(zip(ids, names, strict=True)):
         before = [ids[position - 1]] if position and ids[position - 1] not in special else []
+        if name is None:
+            tokens.append(Token(id=token_id, piece=f"<{token_id}>"))
+            continue
         piece = name
         if token_id not in special:
             left, both = _decode(tokenizer, before), _decode(tokenizer, [*before, token_id])
