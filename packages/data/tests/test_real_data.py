@@ -126,7 +126,7 @@ def test_what_is_stored_is_what_was_read(built, raw):
 
 
 def test_packed_beforehand_rows_are_full(built, tmp_path):
-    options = PackOptions(max_input_tokens=1024, max_target_tokens="auto", overlong="drop")
+    options = PackOptions(max_input_tokens=2048, max_target_tokens="auto", overlong="drop")
     manifest = pack_directory(built, tmp_path / "packed", options, report=lambda line: None)
     assert manifest.fill[0] > 0.975
     assert manifest.fill[1] > 0.75

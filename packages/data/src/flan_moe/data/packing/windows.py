@@ -44,7 +44,7 @@ def pack_windows(
         pool = np.concatenate([pool, np.arange(taken, more)])
         taken = more
         length_P2 = lengths[pool]
-        rows = assign_rows(length_P2, budget, largest_first=True)
+        rows = assign_rows(length_P2, budget)
         if taken == len(lengths):
             yield from (pool[row] for row in rows)
             return
