@@ -71,25 +71,33 @@ def task_shares(
     patterns = tuple(name for name in spec.held_out if not name.startswith("@"))
     homes = [sub_mixture_of(spec, task) for task in tasks]
     held = [task.name in apart or _matches(task.name, patterns) for task in tasks]
-    rates = [
-        _rate(spec.sub_mixtures[home], task) if home is not None and not out else 0.0
-        for task, home, out in zip(tasks, homes, held, strict=True)
-    ]
+    wanted: list[Mapping[str, float]] = []
+    rates: list[float] = []
     totals = dict.fromkeys(spec.sub_mixtures, 0.0)
-    for home, rate in zip(homes, rates, strict=True):
-        if home is not None:
-            totals[home] += rate
+    for task, home, out in zip(tasks, homes, held, strict=True):
+        parts: Mapping[str, float] = {}
+        rate = 0.0
+        if home is not None and not out:
+            sub = spec.sub_mixtures[home]
+            parts = _wanted(sub, task)
+            if parts or not task.types:
+                rate = _rate(sub, task)
+                totals[home] += rate
+        wanted.append(parts)
+        rates.append(rate)
     weight = sum(sub.weight for name, sub in spec.sub_mixtures.items() if totals[name] > 0)
     if not weight > 0:
         raise ValueError(f"mixture {spec.name!r}: none of the {len(tasks)} tasks gets a share")
+    unit = {  # share of the whole for each unit of rate
+        name: sub.weight / weight / totals[name]
+        for name, sub in spec.sub_mixtures.items()
+        if totals[name] > 0
+    }
     result = []
-    for task, home, out, rate in zip(tasks, homes, held, rates, strict=True):
-        share = 0.0
-        types: Mapping[str, float] = {}
-        if rate > 0 and home is not None:
-            sub = spec.sub_mixtures[home]
-            share = sub.weight / weight * rate / totals[home]
-            types = _by_type(sub, task, share)
+    for task, home, out, rate, parts in zip(tasks, homes, held, rates, wanted, strict=True):
+        share = rate * unit[home] if rate > 0 and home is not None else 0.0
+        total = sum(parts.values())
+        types = {kind: share * part / total for kind, part in parts.items()} if share else {}
         result.append(
             TaskShare(
                 task=task, sub_mixture=home, held_out=out, rate=rate, share=share, types=types
@@ -119,26 +127,19 @@ def sub_mixture_of(spec: MixtureSpec, task: TaskSize) -> str | None:
     return homes[0] if homes else None
 
 
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return patterns == ("*",) or any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _rate(sub: SubMixture, task: TaskSize) -> float:
-    if task.types and sub.template_shares is not None and not _wanted(sub, task):
-        return 0.0
     factor = next((f for pattern, f in sub.factors.items() if fnmatchcase(task.name, pattern)), 1.0)
     capped = task.count if sub.cap is None else min(task.count, sub.cap)
     return factor * capped ** (1 / sub.temperature)
 
 
-def _wanted(sub: SubMixture, task: TaskSize) -> dict[str, float]:
-    shares = sub.template_shares or {}
-    return {name: shares.get(name, 0.0) for name in task.types if shares.get(name, 0.0) > 0}
-
-
-def _by_type(sub: SubMixture, task: TaskSize, share: float) -> dict[str, float]:
-    parts: Mapping[str, float] = task.types
-    if task.types and sub.template_shares is not None:
-        parts = _wanted(sub, task)
-    total = sum(parts.values())
-    return {name: share * part / total for name, part in parts.items()}
+def _wanted(sub: SubMixture, task: TaskSize) -> Mapping[str, float]:
+    """Setting, then its weight among those that the task has and the sub-mixture wants."""
+    shares = sub.template_shares
+    if shares is None:
+        return task.types
+    return {kind: share for kind in task.types if (share := shares.get(kind, 0.0)) > 0}
