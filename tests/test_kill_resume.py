@@ -92,9 +92,11 @@ def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(folder):
     assert ours.keys() == theirs.keys()
     different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
     assert different == []
-    batches = [
-        json.loads(line)["batch"]
-        for line in (folder / "killed" / "metrics.jsonl").read_text().splitlines()
+    lines = [
+        json.loads(line) for line in (folder / "killed" / "metrics.jsonl").read_text().splitlines()
     ]
+    batches = [line["batch"] for line in lines if "seen" not in line]
     assert batches == list(range(1, 41)), "every batch is logged once, across three processes"
+    counts = [line["seen"] for line in lines if "seen" in line]
+    assert sum(task["samples"] for task in counts[-1].values()) == lines[-1]["examples"]
     assert not list((folder / "killed" / "checkpoints").glob(".partial*"))

@@ -161,7 +161,7 @@ def test_what_the_ranks_have_seen_adds_up(alone, ranks):
         total = {}
         for rank in ranks:
             for task, row in rank["seen"][number].items():
-                total[task] = [a + b for a, b in zip(total.get(task, [0] * 3), row, strict=True)]
+                total[task] = [a + b for a, b in zip(total.get(task, [0] * 4), row, strict=True)]
         assert total == alone["seen"]
 
 

@@ -33,7 +33,7 @@ def stored(mini):
 def test_an_epoch_of_everything_is_what_is_stored(mini, workers):
     loader = dataloader(mini, batch_size=24, num_workers=workers)
     for batch in loader:
-        assert "example_tokens" not in batch
+        assert "example_measures" not in batch
     assert loader.seen.counts() == loader.seen.total() == stored(mini)
 
 
@@ -64,11 +64,15 @@ def test_tokens_are_counted_as_trained_on(mini):
     everything = stored(mini)
     cut = dataloader(mini, batch_size=24, max_target_tokens=4)
     tokens = sum(int((batch["labels"] != -100).sum()) for batch in cut)
+    overlong = sum(seen.overlong for seen in cut.seen.counts().values())
+    assert overlong == cut.collate_fn.counts()["truncated"] > 0
     assert sum(seen.target_tokens for seen in cut.seen.counts().values()) == tokens
     assert tokens < sum(seen.target_tokens for seen in everything.values())
     dropped = dataloader(mini, batch_size=24, max_target_tokens=4, overlong="drop")
     tokens = sum(int(batch["attention_mask"].sum()) for batch in dropped)
     counts = dropped.seen.counts()
+    overlong = sum(seen.overlong for seen in counts.values())
+    assert overlong == dropped.collate_fn.counts()["dropped"] > 0
     assert sum(seen.input_tokens for seen in counts.values()) == tokens
     assert sum(seen.samples for seen in counts.values()) == 18 * 40
 
@@ -76,4 +80,4 @@ def test_tokens_are_counted_as_trained_on(mini):
 def test_counts_of_an_unknown_task_are_refused():
     seen = SeenTasks({0: "a"})
     with pytest.raises(ValueError, match="counts of task 'b': no such task"):
-        seen.load_state_dict({"b": [1, 2, 3]})
+        seen.load_state_dict({"b": [1, 2, 3, 0]})

@@ -12,6 +12,8 @@ from flan_moe.train.preflight import check_recipe
 from flan_moe.train.run_folder import RunFolder
 from flan_moe.train.trainer import build_trainer, train
 
+STATE = ("model", "optimizers", "schedulers", "dataset_state", "callbacks")
+
 
 def run(loaded, out):
     lines = []
@@ -23,7 +25,7 @@ def final_state(out):
     """Everything in the last checkpoint that training goes on from."""
     path = RunFolder(out).checkpoints()[-1][1]
     state = torch.load(path, weights_only=False)["state"]
-    return {key: state[key] for key in ("model", "optimizers", "schedulers", "dataset_state")}
+    return {key: state[key] for key in STATE}
 
 
 def assert_bitwise_equal(a, b, where=""):
@@ -56,7 +58,8 @@ def uninterrupted(data_path, tmp_path_factory):
 
 def test_the_loss_falls_and_everything_is_written_down(uninterrupted):
     out, summary, lines = uninterrupted
-    records = list(read_metrics(out / "metrics.jsonl"))
+    lines_written = list(read_metrics(out / "metrics.jsonl"))
+    records = [line for line in lines_written if "seen" not in line]
     assert [r["batch"] for r in records] == list(range(1, 13))
     losses = [r["loss/train/cross_entropy"] for r in records]
     assert losses[-1] < losses[0] - 1
@@ -64,14 +67,26 @@ def test_the_loss_falls_and_everything_is_written_down(uninterrupted):
     assert {"router/encoder.1/dropped", "router/decoder.1/load/03"} <= set(records[0])
     assert records[0]["examples"] == 16, "raw examples, not packed rows"
     assert records[0]["tokens"] > 16 * 10
+    counts = [line for line in lines_written if "seen" in line]
+    assert [line["batch"] for line in counts] == [2, 4, 6, 8, 10, 12], "at checkpoints"
+    for line in counts:
+        assert sum(task["samples"] for task in line["seen"].values()) == line["examples"]
+        tokens = sum(t["input_tokens"] + t["target_tokens"] for t in line["seen"].values())
+        assert tokens == line["tokens"], "as the model reads them, cut ones included"
+    cut = {task: count["overlong"] for task, count in counts[-1]["seen"].items()}
+    assert summary["overlong_examples"] == sum(cut.values()) > 0
     assert summary["batches"] == 12
     assert summary["examples"] == 12 * 16
     assert summary["losses"]["cross_entropy"] == losses[-1]
     assert json.loads((out / "finished.json").read_text()) == summary
     assert [batch for batch, _ in RunFolder(out).checkpoints()] == [2, 4, 6, 8, 10, 12]
     assert "examples longer than a row" in lines[0]
-    assert [line.split()[2] for line in lines[1:]] == ["4", "8", "12"]
-    assert "done" in lines[-1]
+    assert [line.split()[2] for line in lines[1:-1]] == ["4", "8", "12"]
+    assert "done" in lines[-2]
+    total = summary["overlong_examples"]
+    assert lines[-1].startswith(f"tiny: {total} of 192 examples were longer than a row and cut: ")
+    most = max(cut, key=lambda task: (cut[task], task))
+    assert f"{cut[most]}" in lines[-1]
 
 
 @pytest.mark.parametrize("batch", [2, 6, 10])
@@ -197,5 +212,6 @@ def test_both_optimizers_learn_with_microbatches(load, tmp_path, name):
     rate = {"adamw": 0.01, "adafactor": 0.03}[name]
     options = [f"optimizer={{name: {name}, lr: {rate}}}", "training.microbatch_rows=3"]
     run(load(*options), tmp_path / "run")
-    losses = [r["loss/train/total"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    losses = [r["loss/train/total"] for r in records if "loss/train/total" in r]
     assert losses[-1] < losses[0] - 1

@@ -15,16 +15,16 @@ from flan_moe.data.manifest import Manifest, read_manifest
 from flan_moe.data.mixture import build_mixture_dataset
 from flan_moe.data.mixture_plan import Mixture
 from flan_moe.data.packing import MAX_WORKERS, Overlong, PackedCollator
-from flan_moe.data.remote import TIMEOUT_S, open_location
+from flan_moe.data.remote import TIMEOUT_S, OpenedDirectory, open_location
 from flan_moe.data.seen import SeenTasks
 from flan_moe.data.task_table import TaskTable
 
-TOKENS_KEY = "example_tokens"
+MEASURES_KEY = "example_measures"
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuringCollator(PackedCollator):
-    """Packs, and tells the lengths of the examples, (N, 2), to the loader."""
+    """Packs, and tells the loader of each example: input and target tokens, whether overlong."""
 
     @classmethod
     def of(
@@ -64,12 +64,13 @@ class MeasuringCollator(PackedCollator):
         """Pack one batch; see `pack_examples`."""
         batch = super().__call__(examples)
         lengths = [(len(e["input_ids"]), len(e["labels"])) for e in examples]
-        budget = (self.max_input_tokens, self.max_target_tokens)
-        tokens = torch.tensor(lengths).minimum(torch.tensor(budget))
+        budget_2 = torch.tensor((self.max_input_tokens, self.max_target_tokens))
+        lengths_N2 = torch.tensor(lengths)
+        overlong_N1 = (lengths_N2 > budget_2).any(dim=1, keepdim=True).long()
+        tokens_N2 = lengths_N2.minimum(budget_2)
         if self.overlong == "drop":
-            fits = (torch.tensor(lengths) <= torch.tensor(budget)).all(dim=1, keepdim=True)
-            tokens = tokens * fits
-        return {**batch, TOKENS_KEY: tokens}
+            tokens_N2 = tokens_N2 * (1 - overlong_N1)
+        return {**batch, MEASURES_KEY: torch.cat([tokens_N2, overlong_N1], dim=1)}
 
 
 class MixtureLoader(StreamingDataLoader):
@@ -87,13 +88,13 @@ class MixtureLoader(StreamingDataLoader):
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """The batches of an epoch, or of what is left of it."""
         for batch in super().__iter__():
-            tokens = batch.pop(TOKENS_KEY)
-            self.seen.add(batch["task_ids"].numpy(), tokens.numpy())
+            measures = batch.pop(MEASURES_KEY)
+            self.seen.add(batch["task_ids"].numpy(), measures.numpy())
             yield batch
 
 
 def dataloader(
-    path: str | Path,
+    path: str | Path | OpenedDirectory,
     *,
     batch_size: int,
     split: str = "train",

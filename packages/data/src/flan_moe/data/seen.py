@@ -1,4 +1,4 @@
-"""What has been seen of each task so far: samples and tokens, exact across a resume."""
+"""What has been seen of each task so far: samples, tokens, overlong; exact across a resume."""
 
 from __future__ import annotations
 
@@ -9,16 +9,24 @@ from typing import Any
 import numpy as np
 import torch
 
-_COLUMNS = 3
+_COLUMNS = ("samples", "input_tokens", "target_tokens", "overlong")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """Of one task."""
+    """Of one task.
+
+    Attributes:
+        samples: Examples handed out, overlong ones included.
+        input_tokens: Tokens of their inputs, as trained on.
+        target_tokens: Tokens of their targets, as trained on.
+        overlong: Examples among them that were longer than a row, and were cut or dropped.
+    """
 
     samples: int
     input_tokens: int
     target_tokens: int
+    overlong: int = 0
 
 
 class SeenTasks:
@@ -34,13 +42,13 @@ class SeenTasks:
 
     def __init__(self, names: Mapping[int, str]) -> None:
         self._names = dict(names)
-        shape = (max(self._names, default=-1) + 1, _COLUMNS)
+        shape = (max(self._names, default=-1) + 1, len(_COLUMNS))
         self._before = np.zeros(shape, np.int64)
         self._here = np.zeros(shape, np.int64)
 
-    def add(self, task_ids: np.ndarray, tokens: np.ndarray) -> None:
-        """Count a batch: (N,) task ids, and (N, 2) input and target tokens."""
-        rows = np.concatenate([np.ones((len(task_ids), 1), np.int64), tokens], axis=1)
+    def add(self, task_ids: np.ndarray, measures: np.ndarray) -> None:
+        """Count a batch: (N,) task ids, and (N, 3) input tokens, target tokens, 1 if overlong."""
+        rows = np.concatenate([np.ones((len(task_ids), 1), np.int64), measures], axis=1)
         np.add.at(self._here, task_ids, rows)
 
     def counts(self) -> dict[str, Seen]:
@@ -85,15 +93,7 @@ class SeenTasks:
 
     def _named(self, sums: np.ndarray) -> dict[str, Seen]:
         return {
-            name: Seen(
-                **dict(
-                    zip(
-                        ("samples", "input_tokens", "target_tokens"),
-                        sums[task].tolist(),
-                        strict=True,
-                    )
-                )
-            )
+            name: Seen(**dict(zip(_COLUMNS, sums[task].tolist(), strict=True)))
             for task, name in self._names.items()
             if sums[task, 0]
         }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
 
-from flan_moe.data.loader import TOKENS_KEY, MeasuringCollator
+from flan_moe.data.loader import MEASURES_KEY, MeasuringCollator
 from flan_moe.data.manifest import Manifest, open_with_tables
 from flan_moe.data.mixture_plan import Mixture, plan_epoch
 from flan_moe.data.packing import MAX_WORKERS, Overlong
@@ -37,7 +37,7 @@ class WebMixtureLoader(DataLoader):
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """The batches of the next epoch."""
         for batch in super().__iter__():
-            self.seen.add(batch["task_ids"].numpy(), batch.pop(TOKENS_KEY).numpy())
+            self.seen.add(batch["task_ids"].numpy(), batch.pop(MEASURES_KEY).numpy())
             yield batch
 
 

@@ -153,9 +153,9 @@ def _check(options: argparse.Namespace) -> None:
         f"{rows.describe()})"
     )
     say(f"# data: {plan.data.describe()}")
-    cut = plan.data.cut_examples(loaded.recipe)
-    if cut is not None:
-        say(f"# {cut}")
+    for line in (plan.data.describe_mixture(), plan.data.cut_examples(loaded.recipe)):
+        if line is not None:
+            say(f"# {line}")
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flan_moe.train.conform import suggestion
+from flan_moe.train.mixture_choice import ChosenMixture
 from flan_moe.train.recipe import LoadedRecipe
 from flan_moe.train.recipe_schema import Recipe
 from flan_moe.train.row_lengths import RowLengths
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
     from transformers import PreTrainedTokenizerBase
 
-    from flan_moe.data import Manifest
+    from flan_moe.data import Manifest, MixtureSpec
+    from flan_moe.data.loader import MixtureLoader
+    from flan_moe.data.remote import OpenedDirectory
+    from flan_moe.data.task_table import TaskTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,43 +29,63 @@ class DataFolder:
     """A checked data folder.
 
     Attributes:
-        path: The folder.
+        opened: Where it is; of a URL, the folder that its files are kept in as well.
+        path: The folder on this machine.
         manifest: What it holds.
         tokenizer: Its tokenizer.
         fingerprint: SHA-256 of its manifest, which lists the hashes of everything else.
+        tables: Split, then stored mixture, then its task table.
+        mixture: What the recipe's ``data.mixture`` makes of its tasks, if it names one.
     """
 
+    opened: OpenedDirectory
     path: Path
     manifest: Manifest
     tokenizer: PreTrainedTokenizerBase
     fingerprint: str
+    tables: Mapping[str, Mapping[str, TaskTable]]
+    mixture: ChosenMixture | None
 
     @classmethod
     def open(cls, loaded: LoadedRecipe) -> DataFolder:
         """Open the folder of a recipe.
 
         Raises:
-            RecipeError: If the folder is missing, incomplete or damaged, has no such mixture, or
-                was built for shorter sequences than the recipe needs.
+            RecipeError: If the folder is missing, incomplete or damaged, cannot be fetched, has no
+                such mixture, or was built for shorter sequences than the recipe needs.
         """
-        from flan_moe.data import load_tokenizer, open_data_directory
+        from flan_moe.data import load_tokenizer
+        from flan_moe.data.manifest import open_with_tables
+        from flan_moe.data.offline.manifest import is_packed
+        from flan_moe.data.remote import open_location
 
         section = loaded.recipe.data
         path = Path(section.path)
-        if not path.is_dir():
+        if "://" not in section.path and not path.is_dir():
             raise loaded.error(
                 "data.path",
                 f"expected a folder built by flan-moe-data, got {section.path!r}, which "
                 f"{'is a file' if path.exists() else 'does not exist'}",
             )
         try:
-            manifest = open_data_directory(path)
+            opened = open_location(section.path, cache=section.cache)
+            path = opened.folder
+            manifest, tables = open_with_tables(path, complete=opened.source is None)
             tokenizer = load_tokenizer(path / "tokenizer")
             manifest.check_tokenizer(tokenizer, path / "manifest.json")
         except (OSError, ValueError) as error:
-            raise loaded.error("data.path", str(error)) from None
+            hint = "; give the folder they were packed from" if is_packed(path) else ""
+            raise loaded.error("data.path", f"{error}{hint}") from None
         digest = hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()
-        folder = cls(path=path, manifest=manifest, tokenizer=tokenizer, fingerprint=digest)
+        folder = cls(
+            opened=opened,
+            path=path,
+            manifest=manifest,
+            tokenizer=tokenizer,
+            fingerprint=digest,
+            tables=tables,
+            mixture=ChosenMixture.of(loaded, tables["train"]),
+        )
         folder._check_mixtures(loaded)
         folder._check_lengths(loaded)
         folder._check_epoch(loaded)
@@ -81,7 +105,22 @@ class DataFolder:
             f"{self.manifest.vocab_size:,} token ids, fingerprint {self.fingerprint[:12]}"
         )
 
-    def train_loader(self, recipe: Recipe) -> DataLoader:
+    def describe_mixture(self) -> str | None:
+        """One line on the recipe's ``data.mixture``, if it names one."""
+        if self.mixture is None:
+            return None
+        tasks, stages = len(self.mixture.tasks), len(self.mixture.curriculum.stages)
+        held_out = len({s.task.name for s in self.mixture.shares[0] if s.held_out})
+        line = f"mixture {self.mixture.name}: {tasks:,} tasks, {held_out:,} held out"
+        if stages > 1:
+            line += f", {stages - 1} change{'s' if stages > 2 else ''} of weights"
+        if self.mixture.unserved:
+            line += (
+                f"; no task for {', '.join(self.mixture.unserved)}: the others divide the weight"
+            )
+        return line
+
+    def train_loader(self, recipe: Recipe) -> MixtureLoader:
         """Packed training batches, resumable."""
         from composer.utils import dist
 
@@ -89,9 +128,10 @@ class DataFolder:
 
         section = recipe.data
         return dataloader(
-            self.path,
+            self.opened,
             batch_size=section.batch_size // dist.get_world_size(),
             weights=self._weights(section.mixtures),
+            mixture=None if self.mixture is None else self.mixture.curriculum,
             epoch_size=section.epoch_size,
             seed=recipe.seed,
             max_input_tokens=section.input_length,
@@ -100,33 +140,65 @@ class DataFolder:
         )
 
     def validation_loaders(self, recipe: Recipe) -> dict[str, DataLoader]:
-        """Packed validation batches of each mixture: the same examples every time."""
+        """Packed validation batches of each mixture: the same examples every time.
+
+        Of a recipe with ``data.mixture``, of each of its sub-mixtures, without held-out tasks.
+        """
         from composer.utils import dist
 
         from flan_moe.data import dataloader
 
-        section, splits = recipe.data, self.manifest.splits
+        section = recipe.data
         return {
-            mixture: dataloader(
-                self.path,
+            label: dataloader(
+                self.opened,
                 split="validation",
                 batch_size=section.batch_size // dist.get_world_size(),
-                weights=self._weights({mixture: 1.0}),
-                epoch_size=min(
-                    recipe.evaluation.examples, splits["validation"][mixture]["examples"]
-                ),
+                epoch_size=min(recipe.evaluation.examples, available),
                 shuffle=False,
                 max_input_tokens=section.input_length,
                 max_target_tokens=section.target_length,
+                **choice,
             )
-            for mixture in self.mixtures(recipe)
-            if mixture in splits.get("validation", {})
+            for label, (available, choice) in self._validation(recipe).items()
         }
 
     def mixtures(self, recipe: Recipe) -> list[str]:
-        """Mixtures that the recipe trains on."""
-        chosen = recipe.data.mixtures
-        return [m for m in self.manifest.splits["train"] if chosen is None or chosen.get(m)]
+        """Stored mixtures that the recipe trains on."""
+        chosen, tables = recipe.data.mixtures, self.tables["train"]
+        if self.mixture is not None:
+            tasks = self.mixture.tasks
+            return [m for m, table in tables.items() if any(t.name in tasks for t in table.tasks)]
+        return [m for m in tables if chosen is None or chosen.get(m)]
+
+    def _validation(self, recipe: Recipe) -> dict[str, tuple[int, dict[str, Any]]]:
+        """Label, then the validation examples there are, and how a dataloader chooses them."""
+        tables = self.tables.get("validation", {})
+        if self.mixture is not None:
+            return {
+                label: (self._available(spec), {"mixture": spec})
+                for label, spec in self.mixture.validation(tables).items()
+            }
+        return {
+            mixture: (tables[mixture].num_samples, {"weights": self._weights({mixture: 1.0})})
+            for mixture in self.mixtures(recipe)
+            if mixture in tables
+        }
+
+    def _available(self, spec: MixtureSpec) -> int:
+        """Validation examples of a mixture, up to its caps."""
+        from flan_moe.data.mixture import plan_epoch
+
+        return plan_epoch(
+            self.path,
+            self.manifest,
+            "validation",
+            None,
+            None,
+            shuffle=False,
+            mixture=spec,
+            tables=self.tables["validation"],
+        ).epoch_size
 
     def row_lengths(self, recipe: Recipe) -> RowLengths:
         """Length of the recipe's packed rows."""
@@ -134,13 +206,13 @@ class DataFolder:
 
     def cut_examples(self, recipe: Recipe) -> str | None:
         """One line naming the tasks with examples longer than a row, which are cut; else None."""
-        from flan_moe.data import read_task_table
-
         rows = self.row_lengths(recipe)
         budgets = {"input": rows.input, "target": rows.target}
         cut = []
         for mixture in self.mixtures(recipe):
-            for task in read_task_table(self.path / "train" / mixture).tasks:
+            for task in self.tables["train"][mixture].tasks:
+                if self.mixture is not None and task.name not in self.mixture.tasks:
+                    continue
                 longest = {"input": task.max_input_tokens, "target": task.max_target_tokens}
                 cut += [
                     f"{mixture}/{task.name} ({longest[side]:,} {side} tokens)"
@@ -167,9 +239,7 @@ class DataFolder:
                     f"data.mixtures.{name}",
                     f"no such mixture in {self.path}; {suggestion(name, known)}",
                 )
-        if loaded.recipe.evaluation.interval is not None and not any(
-            m in self.manifest.splits.get("validation", {}) for m in self.mixtures(loaded.recipe)
-        ):
+        if loaded.recipe.evaluation.interval is not None and not self._validation(loaded.recipe):
             raise loaded.error(
                 "evaluation.interval", f"expected null: {self.path} has no validation examples"
             )
@@ -184,7 +254,8 @@ class DataFolder:
             raise loaded.error(
                 "data.workers", f"expected at most {MAX_WORKERS}, got {section.workers}"
             )
-        key = "mixtures" if section.epoch_size is None else "epoch_size"
+        key = "mixtures" if self.mixture is None else "mixture"
+        key = key if section.epoch_size is None else "epoch_size"
         try:
             plan_epoch(
                 self.path,
@@ -193,6 +264,8 @@ class DataFolder:
                 self._weights(section.mixtures),
                 section.epoch_size,
                 shuffle=True,
+                mixture=None if self.mixture is None else self.mixture.curriculum,
+                tables=self.tables["train"],
             )
         except ValueError as error:
             raise loaded.error(f"data.{key}", str(error)) from None

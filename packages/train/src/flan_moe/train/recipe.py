@@ -34,6 +34,11 @@ class LoadedRecipe:
         """A `RecipeError` about ``key`` ("data.path"), pointing at the line that set it."""
         return _located(InvalidValueError(tuple(key.split(".")), problem), self.document)
 
+    def folder(self, key: str) -> Path:
+        """Where a relative path at ``key`` starts: at the file that says it, else right here."""
+        written = self.document.place(tuple(key.split("."))).startswith(f"{self.document.name}:")
+        return Path(self.document.name).parent if written else Path()
+
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> LoadedRecipe:
     """Read a recipe file.
@@ -103,7 +108,12 @@ def shipped_recipes() -> dict[str, Path]:
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """``key: old value -> new value`` for every key in which two recipes differ."""
-    return list(_differences(as_tree(old), as_tree(new), ""))
+    return tree_differences(as_tree(old), as_tree(new))
+
+
+def tree_differences(old: Any, new: Any) -> list[str]:
+    """The same of any two trees of mappings, lists and scalars."""
+    return list(_differences(old, new, ""))
 
 
 def _located(error: InvalidValueError, document: yaml_source.Document) -> RecipeError:

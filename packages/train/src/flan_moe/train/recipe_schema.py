@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from flan_moe.train.conform import Check, InvalidValueError, Validated, unexpected
 
 _DURATION = re.compile(r"[1-9][0-9_]*(ba|ep|sp|tok)")
+_EXAMPLES = re.compile(r"[1-9][0-9]*(_[0-9]+)*sp")
 
 Positive = Annotated[
     float, Check(expected="a positive number", holds=lambda v: v > 0 and math.isfinite(v))
@@ -83,9 +84,16 @@ class DataSection(Validated):
     """What the model is tuned on.
 
     Attributes:
-        path: A folder built by ``flan-moe-data`` (``mini`` or ``build``).
+        path: A folder built by ``flan-moe-data`` (``mini`` or ``build``), or the URL of one.
+        cache: Of a URL: folder that its files are kept in; default: ``flan-moe-data`` in the user's
+            cache directory.
         mixtures: Sampling weight of each mixture; absent mixtures are left out. Default: every
             mixture in the folder, at `flan_moe.data`'s default weights.
+        mixture: Instead of ``mixtures`` a preset of `flan_moe.data`, or the YAML file of a mixture:
+            sub-mixtures, caps, settings of prompts, tasks held out. A relative path starts at the
+            recipe's folder; given as an override, where the command runs.
+        curriculum: Number of raw examples, over all ranks since the start of training (``3200sp``),
+            then weights of some of the mixture's sub-mixtures that hold from there on.
         batch_size: Raw examples per optimizer step, over all ranks.
         epoch_size: Raw examples per epoch; default: as many as there are.
         input_length: Encoder tokens of a packed row; default: the longest prompt the data were
@@ -95,7 +103,10 @@ class DataSection(Validated):
     """
 
     path: str
+    cache: str | None = None
     mixtures: dict[str, NonNegative] | None = None
+    mixture: str | None = None
+    curriculum: dict[str, dict[str, NonNegative]] | None = None
     batch_size: PositiveInt
     epoch_size: PositiveInt | None = None
     input_length: PositiveInt | None = None
@@ -103,14 +114,39 @@ class DataSection(Validated):
     workers: NonNegativeInt = 0
 
     def check(self) -> None:
-        """At least one mixture has weight."""
+        """At least one mixture has weight, in one way of saying so."""
+        self._check_curriculum()
         if self.mixtures is None:
             return
+        if self.mixture is not None:
+            raise unexpected(("mixture",), self.mixture, "null beside data.mixtures, or that null")
         total = sum(self.mixtures.values())
         if not total > 0:
             raise unexpected(("mixtures",), self.mixtures, "at least one positive weight")
         if math.isinf(total):
             raise unexpected(("mixtures",), self.mixtures, "weights with a finite sum")
+
+    def _check_curriculum(self) -> None:
+        if self.curriculum is None:
+            return
+        if self.mixture is None:
+            raise InvalidValueError(
+                ("curriculum",),
+                "expected null without data.mixture, whose sub-mixtures it weighs anew",
+            )
+        begins: dict[int, str] = {}
+        for key, weights in self.curriculum.items():
+            if _EXAMPLES.fullmatch(key) is None:
+                raise InvalidValueError(
+                    ("curriculum", key), "expected a number of examples such as '3200sp' as key"
+                )
+            if not weights:
+                raise unexpected(("curriculum", key), weights, "the weight of some sub-mixture")
+            if examples(key) in begins:
+                raise InvalidValueError(
+                    ("curriculum", key), f"the same number as {begins[examples(key)]!r}"
+                )
+            begins[examples(key)] = key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,6 +318,11 @@ class Recipe(Validated):
                 raise unexpected(key, warmup, f"the unit of training.duration ({duration})")
             if steps > total:
                 raise unexpected(key, warmup, f"no more than training.duration ({duration})")
+
+
+def examples(number: str) -> int:
+    """``"3_200sp"`` is 3200."""
+    return int(number.removesuffix("sp"))
 
 
 def amount(duration: str) -> tuple[int, str]:

@@ -3,7 +3,8 @@
 ::
 
     RUN/recipe.yaml             the resolved recipe, every default spelled out
-    RUN/run.json                format version and the fingerprint of the data
+    RUN/run.json                format version and the fingerprints of data and mixture
+    RUN/mixture.json            data.mixture and data.curriculum resolved, if the recipe has them
     RUN/model/config.json       the model's configuration
     RUN/tokenizer/              the tokenizer of the data
     RUN/metrics.jsonl           one line per batch
@@ -21,20 +22,36 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flan_moe.train.recipe import RecipeError, as_yaml, differences, read_recipe
+from flan_moe.train.mixture_choice import mixture_fingerprint
+from flan_moe.train.recipe import (
+    RecipeError,
+    as_yaml,
+    differences,
+    read_recipe,
+    tree_differences,
+)
 from flan_moe.train.recipe_schema import Recipe
 
 FORMAT = "flan-moe-run"
 VERSION = 1
 
-FREE_ON_RESUME = ("checkpoint.", "evaluation.", "logging.", "data.path", "data.workers")
+FREE_ON_RESUME = (
+    "checkpoint.",
+    "evaluation.",
+    "logging.",
+    "data.path:",
+    "data.cache:",
+    "data.workers:",
+    "data.mixture:",
+)
 """Recipe keys that may change between the parts of a resumed run: none touches the weights.
 
-The data may have moved; that they are the same ones is seen from their fingerprint.
+Data and the file of a mixture may have moved; that they are the same ones is seen from their
+fingerprints.
 """
 
 
@@ -53,6 +70,7 @@ class RunFolder:
         self.path = Path(path)
         self.recipe_file = self.path / "recipe.yaml"
         self.run_file = self.path / "run.json"
+        self.mixture_file = self.path / "mixture.json"
         self.metrics_file = self.path / "metrics.jsonl"
         self.finished_file = self.path / "finished.json"
         self.lock_file = self.path / ".lock"
@@ -61,7 +79,9 @@ class RunFolder:
         self.tokenizer_folder = self.path / "tokenizer"
         self._lock: int | None = None
 
-    def open(self, recipe: Recipe, data_fingerprint: str) -> None:
+    def open(
+        self, recipe: Recipe, data_fingerprint: str, mixture: Mapping[str, Any] | None = None
+    ) -> None:
         """Claim the folder for a run, or recognise it as this run's; then keep others out.
 
         No other process can open it before `release`, or the end of this one.
@@ -69,14 +89,15 @@ class RunFolder:
         Args:
             recipe: The resolved recipe.
             data_fingerprint: Identifies the data that the run trains on.
+            mixture: What the recipe's mixture was resolved to (`ChosenMixture.record`).
 
         Raises:
             RunFolderError: If the folder holds another run (named differences), a run on other
-                data, something that is not a run, a run that another process is at, or a run of
-                this recipe while ``checkpoint.autoresume`` is false.
+                data or of another mixture, something that is not a run, a run that another process
+                is at, or a run of this recipe while ``checkpoint.autoresume`` is false.
         """
         if self.run_file.exists():
-            self.check_same_run(recipe, data_fingerprint)
+            self.check_same_run(recipe, data_fingerprint, mixture)
             if not recipe.checkpoint.autoresume:
                 raise RunFolderError(
                     f"{self.path}: already holds this run, and checkpoint.autoresume is false; "
@@ -92,7 +113,14 @@ class RunFolder:
         self.checkpoint_folder.mkdir(parents=True, exist_ok=True)
         self._hold()
         write_atomically(self.recipe_file, as_yaml(recipe))
-        identity = {"format": FORMAT, "version": VERSION, "data": data_fingerprint}
+        if mixture is not None:
+            write_atomically(self.mixture_file, json.dumps(mixture, indent=2) + "\n")
+        identity = {
+            "format": FORMAT,
+            "version": VERSION,
+            "data": data_fingerprint,
+            "mixture": mixture_fingerprint(mixture),
+        }
         write_atomically(self.run_file, json.dumps(identity, indent=2) + "\n")
 
     def release(self) -> None:
@@ -101,8 +129,10 @@ class RunFolder:
             os.close(self._lock)
             self._lock = None
 
-    def check_same_run(self, recipe: Recipe, data_fingerprint: str) -> None:
-        """Check that the run in this folder is of ``recipe`` on the same data.
+    def check_same_run(
+        self, recipe: Recipe, data_fingerprint: str, mixture: Mapping[str, Any] | None = None
+    ) -> None:
+        """Check that the run in this folder is of ``recipe`` on the same data and mixture.
 
         Raises:
             RunFolderError: Naming what differs.
@@ -123,6 +153,29 @@ class RunFolder:
                 f"{self.path}: holds a run on other data: {recipe.data.path} has fingerprint "
                 f"{data_fingerprint[:12]}, the run was started on {identity['data'][:12]}"
             )
+        before, now = identity.get("mixture"), mixture_fingerprint(mixture)
+        if before != now:
+            raise RunFolderError(
+                f"{self.path}: holds a run of another mixture: data.mixture "
+                f"{recipe.data.mixture!r} has fingerprint {now and now[:12]}, the run was started "
+                f"with {before and before[:12]} ({self._mixture_changes(mixture)}); "
+                "choose another folder"
+            )
+
+    def _mixture_changes(self, mixture: Mapping[str, Any] | None) -> str:
+        """What a mixture changes in the recorded one."""
+        if mixture is None:
+            return f"recorded in {self.mixture_file}"
+        if not self.mixture_file.exists():
+            return "it had no data.mixture"
+        try:
+            recorded = json.loads(self.mixture_file.read_text(encoding="utf-8"))
+            changes = tree_differences(recorded["stages"], mixture["stages"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunFolderError(f"{self.mixture_file}: cannot be read: {error!r}") from None
+        named = [f"from example {line}" for line in changes]
+        more = f"; and {len(named) - 3} more" if len(named) > 3 else ""
+        return "; ".join(named[:3]) + more
 
     def identity(self) -> dict[str, Any]:
         """Contents of ``run.json``.
@@ -238,7 +291,8 @@ class RunFolder:
 
     def _is_unclaimed(self) -> bool:
         """Whether a run was killed here between creating the folder and writing run.json."""
-        ours = {".lock", "checkpoints", "recipe.yaml", ".partial-recipe.yaml", ".partial-run.json"}
+        ours = {".lock", "checkpoints", "recipe.yaml", "mixture.json"}
+        ours |= {f".partial-{name}" for name in ("recipe.yaml", "mixture.json", "run.json")}
         names = {p.name for p in self.path.iterdir()}
         return names <= ours and not any(self.checkpoint_folder.glob("*"))
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from composer import Callback, Evaluator, Trainer
     from composer.loggers import LoggerDestination
 
+    from flan_moe.data.seen import Seen
+    from flan_moe.train.callbacks.metrics_log import MetricsLog
+    from flan_moe.train.callbacks.task_counts import TaskCounts
     from flan_moe.train.interruption import StopSignal
 
 
@@ -35,8 +38,8 @@ def train(
         report: Receives progress lines.
 
     Returns:
-        Summary of the finished run: batches, examples, tokens, training seconds and the losses of
-        the last batch.
+        Summary of the finished run: batches, examples, tokens, examples that were longer than a
+        row and cut, training seconds and the losses of the last batch.
 
     Raises:
         RecipeError: If the recipe is impossible; nothing has been written then.
@@ -57,11 +60,16 @@ def train(
 def _train(plan: Plan, folder: RunFolder, report: Callable[[str], None]) -> dict[str, Any]:
     from composer.utils import dist
 
+    from flan_moe.train.callbacks.task_counts import overlong_line
     from flan_moe.train.interruption import StopSignal
 
     leads = dist.get_global_rank() == 0
     if leads:
-        folder.open(plan.loaded.recipe, plan.data.fingerprint)
+        folder.open(
+            plan.loaded.recipe,
+            plan.data.fingerprint,
+            None if plan.data.mixture is None else plan.data.mixture.record(),
+        )
         plan.config.save_pretrained(folder.model_folder)
         shutil.copytree(plan.data.path / "tokenizer", folder.tokenizer_folder, dirs_exist_ok=True)
     else:
@@ -73,9 +81,9 @@ def _train(plan: Plan, folder: RunFolder, report: Callable[[str], None]) -> dict
     checkpoint = folder.latest_checkpoint(warn=report)
     if checkpoint is not None:
         report(f"{folder.path}: continuing after batch {checkpoint[0]}")
-    cut = plan.data.cut_examples(plan.loaded.recipe)
-    if cut is not None:
-        report(f"{plan.loaded.recipe.name}: {cut}")
+    for line in (plan.data.describe_mixture(), plan.data.cut_examples(plan.loaded.recipe)):
+        if line is not None:
+            report(f"{plan.loaded.recipe.name}: {line}")
     with StopSignal() as stop:
         trainer = build_trainer(
             plan, folder, resume=checkpoint and checkpoint[1], stop=stop, report=report
@@ -83,10 +91,14 @@ def _train(plan: Plan, folder: RunFolder, report: Callable[[str], None]) -> dict
         try:
             if trainer.state.timestamp < trainer.state.max_duration:
                 trainer.fit()
-            summary = _summary(trainer)
+            counts = trainer.state.train_dataloader.seen.total()
+            summary = _summary(trainer, counts)
         finally:
             trainer.close()
             _close_datasets(trainer)
+    overlong = overlong_line(counts)
+    if overlong is not None:
+        report(f"{plan.loaded.recipe.name}: {overlong}")
     if leads:
         folder.finish(summary)
     return summary
@@ -128,6 +140,8 @@ def build_trainer(
     from composer.algorithms import GradientClipping
 
     from flan_moe.train.batches import data_spec
+    from flan_moe.train.callbacks.metrics_log import MetricsLog
+    from flan_moe.train.callbacks.task_counts import TaskCounts
     from flan_moe.train.composer_model import InstructionTuning
     from flan_moe.train.networks import build_network
     from flan_moe.train.optimizers import build_optimizer
@@ -138,6 +152,9 @@ def build_trainer(
     network = build_network(plan.loaded, plan.config)
     model = InstructionTuning(network, rows=plan.data.row_lengths(recipe))
     clip = training.gradient_clip
+    loader = plan.data.train_loader(recipe)
+    log = MetricsLog(folder.metrics_file)
+    counts = TaskCounts(loader.seen, log, report)
     return Trainer(
         model=model,
         optimizers=build_optimizer(recipe.optimizer, model.net),
@@ -146,7 +163,7 @@ def build_trainer(
         algorithms=[]
         if clip is None
         else [GradientClipping(clipping_type="norm", clipping_threshold=clip)],
-        train_dataloader=data_spec(plan.data.train_loader(recipe)),
+        train_dataloader=data_spec(loader),
         eval_dataloader=_evaluators(plan),
         max_duration=training.duration,
         device_train_microbatch_size=training.microbatch_rows or recipe.data.batch_size,
@@ -158,8 +175,8 @@ def build_trainer(
         run_name=recipe.name,
         load_path=None if resume is None else str(resume),
         load_progress_bar=False,
-        callbacks=_callbacks(plan, folder, stop, report),
-        loggers=_loggers(plan, folder),
+        callbacks=_callbacks(plan, folder, counts, stop, report),
+        loggers=_loggers(plan, folder, log),
         progress_bar=False,
         log_to_console=False,
         auto_log_hparams=False,
@@ -168,7 +185,11 @@ def build_trainer(
 
 
 def _callbacks(
-    plan: Plan, folder: RunFolder, stop: StopSignal | None, report: Callable[[str], None]
+    plan: Plan,
+    folder: RunFolder,
+    counts: TaskCounts,
+    stop: StopSignal | None,
+    report: Callable[[str], None],
 ) -> list[Callback]:
     from composer.callbacks import LRMonitor, SpeedMonitor
 
@@ -187,7 +208,8 @@ def _callbacks(
         SpeedMonitor(window_size=10),
         RouterBalancing(),
         LastingGradients(),
-        CheckpointWriter(folder, checkpoint.interval, checkpoint.keep, stop),
+        counts,
+        CheckpointWriter(folder, checkpoint.interval, checkpoint.keep, stop, before=counts.write),
     ]
     if logging.router_every:
         callbacks.append(RouterMonitor(logging.router_every))
@@ -196,10 +218,8 @@ def _callbacks(
     return callbacks
 
 
-def _loggers(plan: Plan, folder: RunFolder) -> list[LoggerDestination]:
-    from flan_moe.train.callbacks.metrics_log import MetricsLog
-
-    loggers: list[LoggerDestination] = [MetricsLog(folder.metrics_file)]
+def _loggers(plan: Plan, folder: RunFolder, log: MetricsLog) -> list[LoggerDestination]:
+    loggers: list[LoggerDestination] = [log]
     if plan.loaded.recipe.logging.tensorboard:
         from composer.loggers import TensorboardLogger
 
@@ -226,13 +246,14 @@ def _evaluators(plan: Plan) -> list[Evaluator] | None:
     ]
 
 
-def _summary(trainer: Trainer) -> dict[str, Any]:
+def _summary(trainer: Trainer, counts: dict[str, Seen]) -> dict[str, Any]:
     now = trainer.state.timestamp
     return {
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "batches": now.batch.value,
         "examples": now.sample.value,
         "tokens": now.token.value,
+        "overlong_examples": sum(count.overlong for count in counts.values()),
         "training_seconds": round(now.total_wct.total_seconds(), 3),
         "losses": {
             key.removeprefix("loss/train/"): value

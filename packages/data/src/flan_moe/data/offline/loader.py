@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from flan_moe.data.epoch_plan import Cells, EpochPlan, Stage
-from flan_moe.data.loader import TOKENS_KEY, MixtureLoader
+from flan_moe.data.loader import MEASURES_KEY, MixtureLoader
 from flan_moe.data.mixture import MixtureDataset
 from flan_moe.data.mixture_plan import natural_epoch
 from flan_moe.data.offline.manifest import PackedManifest, open_packed_directory
@@ -127,7 +127,8 @@ class RowCollator:
         return {
             "task_ids": tasks,
             **batch,
-            TOKENS_KEY: torch.from_numpy(np.stack(lengths, axis=1)),
+            # What was overlong was cut or dropped when the rows were made; the manifest counts it.
+            MEASURES_KEY: torch.from_numpy(np.stack([*lengths, np.zeros_like(lengths[0])], axis=1)),
         }
 
 

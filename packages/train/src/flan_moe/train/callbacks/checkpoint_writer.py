@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -32,14 +33,21 @@ class CheckpointWriter(Callback):
         interval: Composer time string.
         keep: How many of the newest checkpoints to leave on disk.
         stop: The signal to watch, if any.
+        before: Called before each checkpoint, on all ranks.
     """
 
     def __init__(
-        self, folder: RunFolder, interval: str, keep: int, stop: StopSignal | None
+        self,
+        folder: RunFolder,
+        interval: str,
+        keep: int,
+        stop: StopSignal | None,
+        before: Callable[[State], None] | None = None,
     ) -> None:
         self.folder = folder
         self.keep = keep
         self.stop = stop
+        self.before = before
         self._due = create_interval_scheduler(interval, include_end_of_training=True)
         self._saved_batch = -1
 
@@ -76,6 +84,8 @@ class CheckpointWriter(Callback):
             return
         _check_finite(state.model, batch)
         self._saved_batch = batch
+        if self.before is not None:
+            self.before(state)
         partial = self.folder.partial_checkpoint(batch)
         try:
             save_checkpoint(state, filename=str(partial))

@@ -21,7 +21,8 @@ UNWRITTEN = ("time/", "trainer/", "throughput/device/")
 class MetricsLog(LoggerDestination):
     """Writes what Composer logs to a JSON-lines file.
 
-    Everything logged within a batch shares a line; validation results get a line of their own. A
+    Everything logged within a batch shares a line; validation results, and counts per task
+    (``seen``), get a line of their own. A
     resumed run first drops the lines after its checkpoint, so that each batch is there once.
 
     Args:
@@ -57,6 +58,21 @@ class MetricsLog(LoggerDestination):
         """Write the validation's line."""
         self._write(state)
 
+    def write_line(self, state: State, content: dict[str, Any]) -> None:
+        """Write a line of its own, of JSON values, at where training stands."""
+        if self._file is None:
+            return
+        now = state.timestamp
+        line = {
+            "batch": now.batch.value,
+            "examples": now.sample.value,
+            "tokens": now.token.value,
+            "seconds": round(now.total_wct.total_seconds(), 3),
+            **content,
+        }
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
     def close(self, state: State, logger: Logger) -> None:
         """Close the file."""
         if self._file is not None:
@@ -64,17 +80,9 @@ class MetricsLog(LoggerDestination):
             self._file = None
 
     def _write(self, state: State) -> None:
-        if self._file is not None and self._pending:
-            now = state.timestamp
-            line = {
-                "batch": now.batch.value,
-                "examples": now.sample.value,
-                "tokens": now.token.value,
-                "seconds": round(now.total_wct.total_seconds(), 3),
-                **{k: v for k, v in self._pending.items() if not k.startswith(UNWRITTEN)},
-            }
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
+        if self._pending:
+            kept = {k: v for k, v in self._pending.items() if not k.startswith(UNWRITTEN)}
+            self.write_line(state, kept)
         self._pending = {}
 
 
