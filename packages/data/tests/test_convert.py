@@ -5,9 +5,9 @@ import shutil
 import pytest
 
 from flan_moe.data.cli import main
-from flan_moe.data.convert import convert_data_directory, convert_samples
-from flan_moe.data.manifest import open_data_directory
-from flan_moe.data.shards import read_mds, read_webdataset
+from flan_moe.data.storage.convert import convert_data_directory, convert_samples
+from flan_moe.data.storage.manifest import open_data_directory
+from flan_moe.data.storage.shards import read_mds, read_webdataset
 
 
 def tree(directory):

@@ -20,7 +20,7 @@ from flan_moe.data.mixing.apply import apply_mixture
 from flan_moe.data.mixing.load import load_mixture
 from flan_moe.data.mixing.shares import TaskSize
 from flan_moe.data.packing import choose_target_budget
-from flan_moe.data.raw_sources import raw_sources
+from flan_moe.data.sources.raw import raw_sources
 
 REAL = Path(__file__).parents[4] / "shared/data"
 FOLDERS = ("muffin", "arc", "boolq", "t0_sf", "flan_cot", "cot_fallback")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flan_moe.data.leaks import EvaluationIndex, LeakReport, TrainingText, read_evaluation, scan
-from flan_moe.data.raw_tasks import found_tasks
+from flan_moe.data.sources.tasks import found_tasks
 
 REAL = Path(__file__).parents[4] / "shared/data"
 pytestmark = pytest.mark.skipif(

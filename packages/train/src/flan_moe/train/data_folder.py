@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from flan_moe.data import Manifest, MixtureSpec
-    from flan_moe.data.loader import MixtureLoader
-    from flan_moe.data.remote import OpenedDirectory
-    from flan_moe.data.task_table import TaskTable
+    from flan_moe.data.storage.task_table import TaskTable
+    from flan_moe.data.streaming.loader import MixtureLoader
+    from flan_moe.data.streaming.remote import OpenedDirectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +55,9 @@ class DataFolder:
                 such mixture, or was built for shorter sequences than the recipe needs.
         """
         from flan_moe.data import load_tokenizer
-        from flan_moe.data.manifest import open_with_tables
         from flan_moe.data.offline.manifest import is_packed
-        from flan_moe.data.remote import open_location
+        from flan_moe.data.storage.manifest import open_with_tables
+        from flan_moe.data.streaming.remote import open_location
 
         section = loaded.recipe.data
         path = Path(section.path)
@@ -187,7 +187,7 @@ class DataFolder:
 
     def _available(self, spec: MixtureSpec) -> int:
         """Validation examples of a mixture, up to its caps."""
-        from flan_moe.data.mixture import plan_epoch
+        from flan_moe.data.streaming.mixture import plan_epoch
 
         return plan_epoch(
             self.path,
@@ -246,8 +246,8 @@ class DataFolder:
 
     def _check_epoch(self, loaded: LoadedRecipe) -> None:
         """Every mixture has a sample in an epoch."""
-        from flan_moe.data.mixture import plan_epoch
         from flan_moe.data.packing import MAX_WORKERS
+        from flan_moe.data.streaming.mixture import plan_epoch
 
         section = loaded.recipe.data
         if section.workers > MAX_WORKERS:

@@ -17,7 +17,7 @@ from flan_moe.train.recipe_schema import examples
 if TYPE_CHECKING:
     from flan_moe.data import Curriculum, MixtureSpec
     from flan_moe.data.mixing.shares import TaskShare
-    from flan_moe.data.task_table import TaskTable
+    from flan_moe.data.storage.task_table import TaskTable
 
 
 @dataclass(frozen=True, kw_only=True)

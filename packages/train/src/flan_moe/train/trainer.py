@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from composer import Callback, Evaluator, Trainer
     from composer.loggers import LoggerDestination
 
-    from flan_moe.data.seen import Seen
+    from flan_moe.data.streaming.seen import Seen
     from flan_moe.train.callbacks.metrics_log import MetricsLog
     from flan_moe.train.callbacks.task_counts import TaskCounts
     from flan_moe.train.interruption import StopSignal

@@ -11,7 +11,7 @@ from composer.loggers import Logger
 from flan_moe.train.callbacks.metrics_log import MetricsLog
 
 if TYPE_CHECKING:
-    from flan_moe.data.seen import Seen, SeenTasks
+    from flan_moe.data.streaming.seen import Seen, SeenTasks
 
 COLUMNS = ("samples", "input_tokens", "target_tokens", "overlong")
 
