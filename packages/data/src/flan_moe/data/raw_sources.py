@@ -107,7 +107,9 @@ def raw_sources(
             "no raw data: give natural_instructions, cot, cot_stand_ins, muffin, t0_sf, jsonl or "
             "templated"
         )
-    unknown = sorted(named - {source.name for source in sources})
+    present = {source.name for source in sources}
+    present |= {source.name.removeprefix(f"{source.mixture}.") for source in sources}
+    unknown = sorted(named - present)
     if unknown:
         raise ValueError(f"held_out: no task {unknown[0]!r} among the {len(sources)} found")
     return sources
