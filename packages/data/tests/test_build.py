@@ -198,6 +198,11 @@ def test_sources_that_cannot_be_built_are_refused(tmp_path):
     for sources, message in (
         ([good, good], "task 'copy' is given twice"),
         ([replace(good, name="../up")], "task '../up': expected a name of letters"),
+        (
+            [replace(good, name="x" * 201)],
+            "xxx...': a name of 201 characters; expected 200 at most",
+        ),
+        ([good, replace(good, name="Copy")], "tasks 'copy' and 'Copy' differ only in case"),
         ([replace(good, name="a.exemplars")], "task 'a.exemplars': expected another name"),
         ([replace(good, group="held_out", open=None)], "every task is held out"),
         ([source(train=[])], "every task is held out"),

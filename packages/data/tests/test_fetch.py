@@ -1,5 +1,6 @@
 """Fetching from a real local web server: resumed, checked, and never half-written."""
 
+import contextlib
 import hashlib
 import http.server
 import io
@@ -64,6 +65,7 @@ class Server:
         self.statuses = []  # of the next requests, instead of an answer
         self.cut_after = []  # bytes after which the next answers break off
         self.ranges = True
+        self.redirect = self.retry_after = None
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -89,8 +91,11 @@ class Server:
     def answer(self, handler):
         name, asked = handler.path.lstrip("/"), handler.headers.get("Range")
         self.requests.append((name, asked))
+        if self.redirect:
+            return self._status(handler, 302, Location=self.redirect)
         if self.statuses:
-            return self._status(handler, self.statuses.pop(0))
+            wait = {"Retry-After": self.retry_after} if self.retry_after else {}
+            return self._status(handler, self.statuses.pop(0), **wait)
         if name not in self.files:
             return self._status(handler, 404)
         data, start = self.files[name], 0
@@ -107,11 +112,14 @@ class Server:
         if self.cut_after:
             body = body[: self.cut_after.pop(0)]
             handler.close_connection = True
-        handler.wfile.write(body)
+        with contextlib.suppress(ConnectionError):  # a client may have seen enough
+            handler.wfile.write(body)
         return None
 
-    def _status(self, handler, status):
+    def _status(self, handler, status, **headers):
         handler.send_response(status)
+        for key, value in headers.items():
+            handler.send_header(key, value)
         handler.send_header("Content-Length", "0")
         handler.end_headers()
 
@@ -424,3 +432,86 @@ def test_the_command(server, tmp_path, capsys):
     ):
         assert main(arguments) == 1
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["../small", "/tmp/small", "a/b", "", ".", "a\0b"])
+def test_an_entry_whose_name_leaves_the_directory_is_refused(name):
+    with pytest.raises(ValueError, match=r"test: name is .*expected the name"):
+        entry("http://localhost", name=name)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["./a"], r"path is './a'; expected a relative path"),
+        (["a//b"], r"path is 'a//b'"),
+        (["."], r"path is '\.'"),
+        (["a\0b"], "path is 'a"),
+        (["SOURCE.json"], "save_as is 'SOURCE.json'; that name is kept"),
+        ([".lock"], r"save_as is '\.lock'; that name is kept"),
+        (["a", "a.part"], r"save_as is 'a\.part'; that name is kept"),
+        (["a", "A"], "each with a name of its own"),
+        (["a", "a/b"], "'a' is a file and the folder of 'a/b'"),
+    ],
+)
+def test_files_that_are_in_each_others_way_are_refused(names, message):
+    with pytest.raises(ValueError, match=message):
+        entry("http://localhost", dict.fromkeys(names, b"x"))
+
+
+def test_hashes_and_sizes_of_another_type_are_refused():
+    file = {"path": "a", "save_as": "a", "git_blob": git_blob(b"")}
+    texts = ("name", "title", "repository", "commit", "licence", "notice", "base_url")
+    whole = {**dict.fromkeys((*texts, "archive_url"), "x"), "evaluation_only": False}
+    for key, value in (("bytes", "5"), ("bytes", -1), ("git_blob", 5), ("sha256", 5)):
+        with pytest.raises(ValueError, match=rf"files\[0\]\.{key} is "):
+            parse_entry({**whole, "files": [{**file, key: value}]}, "test")
+
+
+def test_an_empty_file_is_brought(server, tmp_path):
+    server.files = {"empty": b""}
+    fetch(entry(server.url, server.files), tmp_path, options(), report=lambda line: None)
+    assert fetched(tmp_path / "small") == server.files
+
+
+def test_a_server_that_begins_again_and_breaks_off_anywhere_is_given_up(server, tmp_path):
+    server.ranges, server.cut_after = False, [500, 1000] * 20
+    with pytest.raises(FetchError, match=r"the connection ended after .*\(3 tries\)"):
+        fetch(entry(server.url), tmp_path, options(workers=1), report=lambda line: None)
+    assert len(server.requests) < 8
+
+
+def test_no_more_is_taken_than_a_file_of_that_size(server, tmp_path):
+    one = {"tasks/b.json": FILES["tasks/b.json"]}
+    server.files["tasks/b.json"] = b"x" * 5_000_000
+    with pytest.raises(FetchError, match="not what the catalogue names: 262144 bytes; expected 6"):
+        fetch(entry(server.url, one), tmp_path, options(), report=lambda line: None)
+    assert fetched(tmp_path / "small") == {}
+
+
+@pytest.mark.parametrize("target", ["ftp://127.0.0.1:1/x", "file:///etc/hosts", "http://[::1"])
+def test_a_redirection_that_leaves_the_web_is_refused(server, tmp_path, target):
+    server.redirect = target
+    with pytest.raises(FetchError, match=r"tasks/\w\.json|LICENSE") as caught:
+        fetch(entry(server.url), tmp_path, options(workers=1), report=lambda line: None)
+    assert "no answer" not in str(caught.value)
+
+
+def test_a_server_that_asks_to_wait_in_odd_digits_is_asked_again(server, tmp_path):
+    server.statuses, server.retry_after = [503], "\u00b2"
+    fetch(entry(server.url), tmp_path, options(workers=1), report=lambda line: None)
+    assert fetched(tmp_path / "small") == FILES
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_namesakes_in_folders_of_an_archive_are_not_mistaken(tmp_path, order):
+    members = {"LICENSE": FILES["LICENSE"], "other/LICENSE": b"not this"}
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as tar:
+        for name, data in list(members.items())[::order]:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    wanted = entry("http://localhost", {"LICENSE": FILES["LICENSE"]})
+    quietly = {"report": lambda line: None}
+    fetch_from_archive(wanted, tmp_path, str(tmp_path / "x.tar.gz"), options(), **quietly)
+    assert fetched(tmp_path / "small") == {"LICENSE": FILES["LICENSE"]}

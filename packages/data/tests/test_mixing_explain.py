@@ -103,6 +103,12 @@ def test_epochs_differ_by_setting_where_the_data_do(registry):
     assert task.type_epochs == pytest.approx({"zs_opt": 45, "fs_opt": 5})
 
 
+@pytest.mark.parametrize("entry", ["@boolq", "bool_q", "bool_*"])
+def test_namesakes_of_two_mixtures_are_both_held_out(entry):
+    tasks = [size("muffin.bool_q"), size("t0_sf.bool_q"), size("mine")]
+    assert [s.held_out for s in apply_mixture(one((entry,)), tasks)] == [True, True, False]
+
+
 def test_held_out_tasks_are_known_by_any_of_their_names():
     tasks = [size("cot_aqua"), size("cot_input_inversion_aqua"), size("stream_creak"), size("mine")]
     for held_out in (["@aqua", "cot_creak"], ["stream_aqua", "stream_aqua_ii", "stream_creak"]):

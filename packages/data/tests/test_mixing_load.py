@@ -163,6 +163,10 @@ def replaced(old, new):
             r":2: base cannot be read: no mixture 'flan2023'; did you mea",
         ),
         ("name: x\nbase: other.yaml\n", r":2: base cannot be read: .*other\.yaml: no such file"),
+        (
+            'name: x\nbase: "a\\0.yaml"\n',
+            r":2: base cannot be read: .*a\\x00\.yaml'.* no name of a file",
+        ),
         ("name: x\nbase: mine.yaml\n", r"base goes round in a circle"),
         ("name: &a [*a]\n", r":1: an alias that contains itself"),
         ("a: " + "[" * 3000, r"mine\.yaml"),

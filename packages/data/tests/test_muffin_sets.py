@@ -258,6 +258,17 @@ def test_the_wordings_of_a_set_are_for_its_problems():
         ("ARC-Easy/train.json", {**ARC_ROW, "answer": "answer3"}, "numbered 1, 2 and the answer i"),
         ("ARC-Easy/train.json", {"answer": "answer1"}, "row 0: instruction is None"),
         ("ARC-Easy-Train.jsonl", {**ARC_ORIGINAL, "answerKey": "C"}, ":1: answerKey is 'C'"),
+        (
+            "ARC-Easy-Train.jsonl",
+            {
+                **ARC_ORIGINAL,
+                "question": {
+                    "stem": "x",
+                    "choices": [{"label": "B", "text": "1"}, {"label": "B", "text": "2"}],
+                },
+            },
+            ":1: question: choices: a label comes twice",
+        ),
         ("ARC-Easy-Train.jsonl", {"question": "x"}, ":1: question: expected an object"),
         ("boolq/train.jsonl", {"answer": "yes"}, ":1: answer is 'yes'; expected true or false"),
         ("CB/train.json", {"sentence": "x", "label": "neutral"}, "row 0: sentence: expected"),

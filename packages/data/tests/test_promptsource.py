@@ -240,6 +240,14 @@ def test_a_set_becomes_a_task_per_template(tmp_path):
     [
         (("!TemplateMetadata", "!Other"), "not a file of templates: .*!Other"),
         (("!Template\n", "!!python/object/apply:os.system\n"), "not a file of templates"),
+        (
+            ("dataset: fish", "dataset: /fish"),
+            "dataset or subset is '/fish'; expected a plain name",
+        ),
+        (("dataset: fish", "dataset: ../fish"), "dataset or subset is '../fish'"),
+        (("dataset: fish", "dataset: '*'"), r"dataset or subset is '\*'"),
+        (("dataset: fish", "dataset: fish\ndataset: cow"), "key 'dataset' is given twice"),
+        (("dataset: fish", "a: &a {b: 1}\n<<: [*a, *a]\ndataset: fish"), "expected no merge keys"),
         (("dataset: fish", "set: fish"), "dataset and subset: expected text"),
         (("name: other", "name: Ask - it (plainly)"), "is there twice"),
         (("    name: other", "    title: x"), "expected the texts 'name' and 'jinja'"),

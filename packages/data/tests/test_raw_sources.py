@@ -306,3 +306,33 @@ def test_a_list_of_held_out_tasks_that_is_no_text_is_named(tmp_path):
     (tmp_path / "list.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match=r"held_out: .*list\.txt: not UTF-8"):
         raw_sources(RawOptions(), jsonl=tmp_path, held_out=[f"@{tmp_path / 'list.txt'}"])
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+@pytest.mark.parametrize("validation", [0, 3, 20])
+def test_every_record_has_a_use_or_a_reason(held_out, validation):
+    twice = [Record(input=f"problem {i}", targets=("x",)) for i in range(0, 100, 3)]
+    records = [*numbered(100), *twice]
+    options = RawOptions(evaluation=15, validation=validation, examples=40)
+    divided = divide(raw_task(records), options, by_file_order=True, held_out=held_out)
+    assert divided.dropped["another answer of an evaluation question"] == 5
+    used = [*divided.train, *divided.validation, *divided.evaluation]
+    if held_out:
+        assert used == divided.evaluation
+        used += divided.exemplars
+    assert len(used) == len({id(record) for record in used})
+    assert len(used) + sum(divided.dropped.values()) == len(records)
+
+
+def test_questions_that_cannot_be_asked_are_counted(tmp_path):
+    rows = [{"prompt": f"Which?\nOptions:\n- a{i}\n- b{i}", "target": f"b{i}"} for i in range(99)]
+    rows.append({"prompt": "Which?\nOptions:\n- a\n- b", "target": "z"})
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "own.jsonl").write_text(text)
+    (source,) = raw_sources(
+        RawOptions(evaluation=92), jsonl=tmp_path / "own.jsonl", held_out=["own"]
+    )
+    content = source.open(fits)
+    assert len(content.items) + sum(content.dropped.values()) + 8 == 100
+    assert content.dropped == {"question without its answer among the options": 1}
+    assert not any("z" in item.targets for item in content.items)

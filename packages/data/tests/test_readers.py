@@ -197,3 +197,8 @@ def test_a_line_without_end_in_sight_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(record, "LONGEST_LINE", 100)
     with pytest.raises(RawDataError, match=r"x\.jsonl:1: longer than 100 bytes"):
         read_jsonl_task(write(tmp_path / "x.jsonl", "x" * 101 + "\n"))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
+    (tmp_path / "x_train.tsv").write_bytes(b"\xef\xbb\xbfq\ta\tc\n")
+    assert [row.input for row in read_cot_rows(tmp_path / "x_train.tsv")] == ["q"]

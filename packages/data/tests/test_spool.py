@@ -419,3 +419,68 @@ def test_the_command(folder, tmp_path, capsys):
     assert "expected a .parquet, .jsonl or .jsonl.gz file" in capsys.readouterr().err
     out = str(tmp_path / "built")
     assert main(["build", "--templated", spool, "--vocab-size", "400", "--out", out]) == 0
+
+
+def test_links_are_files_of_their_own_name_as_in_the_caches_of_hubs(tmp_path, quiet, dump):
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
+    for suffix in ("parquet", "jsonl"):
+        file = dump.write_rows(tmp_path / f"x.{suffix}", list(map(dump.by_file, dump.rows("one"))))
+        blobs.mkdir(exist_ok=True)
+        file.rename(blobs / suffix)
+        for setting in ("zs_opt", "fs_opt"):  # the same bytes twice, as a hub stores them once
+            (snapshot / f"niv2_{setting}").mkdir(parents=True, exist_ok=True)
+            (snapshot / f"niv2_{setting}" / f"train.{suffix}").symlink_to(blobs / suffix)
+    result = ingest([snapshot, snapshot / "niv2_zs_opt"], tmp_path / "spool", ALONE, progress=quiet)
+    assert (result.files, result.read, result.kept) == (4, 48, 48)
+    (task,) = spool_tasks(tmp_path / "spool")
+    assert task.settings == {"fs_opt": 24, "zs_opt": 24}
+
+
+def test_linked_folders_are_read_once_and_never_in_circles(tmp_path, quiet, dump):
+    rows = list(map(dump.by_file, dump.rows("one")))
+    dump.write_rows(tmp_path / "elsewhere" / "niv2_zs_opt" / "a.jsonl", rows)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "up").symlink_to(tmp_path / "in")
+    result = ingest([tmp_path / "in"], tmp_path / "spool", ALONE, progress=quiet)
+    assert (result.files, result.kept) == (1, 12)
+    (tmp_path / "in" / "b.jsonl").symlink_to(tmp_path / "gone")
+    for location in (tmp_path / "in", tmp_path / "in" / "*.jsonl"):
+        with pytest.raises(RawDataError, match=r"b\.jsonl: a link to .*gone, where nothing is"):
+            ingest([location], tmp_path / "other", ALONE, progress=quiet)
+
+
+def test_a_file_whose_folders_now_tell_more_is_read_again(tmp_path, quiet, dump):
+    file = tmp_path / "niv2_fs_opt" / "rows.jsonl"
+    dump.write_rows(file, list(map(dump.by_file, dump.rows("one"))))
+    with pytest.raises(RawDataError, match="no usable row among 12"):
+        ingest([file], tmp_path / "spool", ALONE, progress=quiet)
+    assert ingest([file.parent], tmp_path / "spool", ALONE, progress=quiet).kept == 12
+    (task,) = spool_tasks(tmp_path / "spool")
+    assert (task.mixture, task.settings) == ("niv2", {"fs_opt": 12})
+
+
+def test_a_run_that_ended_before_its_first_file_is_no_obstacle(folder, tmp_path, quiet):
+    spool = tmp_path / "spool"
+    (spool / "parts").mkdir(parents=True)
+    (spool / ".lock").touch()
+    (spool / ".settings.json.17.tmp").write_text("{")
+    assert ingest([folder], spool, ALONE, progress=quiet).kept == 240
+
+
+def test_tasks_in_two_mixtures_are_held_out_in_both(tmp_path, quiet, dump):
+    mmlu = "task685_mmmlu_answer_generation_clinical_knowledge"
+    tasks = (("bool_q", "muffin"), ("bool_q", "t0_sf"), (mmlu, "niv2"), ("mine", "cot"))
+    records = [dump.submix(row) for task, mixture in tasks for row in dump.rows(task, mixture)]
+    dump.write_rows(tmp_path / "0.jsonl", records)
+    ingest([tmp_path / "0.jsonl"], tmp_path / "spool", ALONE, progress=quiet)
+    for held_out in (["@evaluation"], ["@boolq"], ["bool_q"], ["bool_q:1.0.0"]):
+        if held_out[0] == "bool_q:1.0.0":  # as a list in a file may spell it
+            (tmp_path / "list").write_bytes("\ufeffbool_q:1.0.0\r\n".encode())
+            held_out = [f"@{tmp_path / 'list'}"]
+        sources = raw_sources(RawOptions(), templated=tmp_path / "spool", held_out=held_out)
+        assert {source.name for source in sources if source.group == "held_out"} == {
+            "muffin.bool_q",
+            "t0_sf.bool_q",
+            mmlu,
+        }

@@ -97,3 +97,24 @@ def test_tasks_are_sources_that_show_definitions_examples_and_explanations(tmp_p
             assert len(example.meta["problems"]) > 1
     assert explained > 5
     assert forms == {"zero_shot", "few_shot", "definition_examples", "definition_instances"}
+
+
+def test_xz_streams_one_after_the_other_are_all_read(tmp_path):
+    file = tmp_path / "x.jsonl.xz"
+    first, second = (lzma.compress(lines(task(name, 500))) for name in ("task1_a", "task2_b"))
+    file.write_bytes(first + b"\0" * 8 + second + b"\0" * 4)
+    assert [line.name for line in task_lines(file)] == ["task1_a", "task2_b"]
+    damaged = bytearray(second)
+    damaged[30] ^= 0xFF
+    for rest in (bytes(damaged), b"no stream", second[:40]):
+        file.write_bytes(first + rest)
+        with pytest.raises(RawDataError, match="cannot be decompressed"):
+            task_lines(file)
+
+
+@pytest.mark.parametrize("name", PACK)
+def test_a_line_without_end_in_sight_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("flan_moe.data.readers.compressed.LONGEST_LINE", 1000)
+    (tmp_path / name).write_bytes(PACK[name](b"x" * 100_000))
+    with pytest.raises(RawDataError, match=":1: longer than 1000 bytes"):
+        task_lines(tmp_path / name)

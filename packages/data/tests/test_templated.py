@@ -277,3 +277,30 @@ def test_splits_of_paths(path, split):
 )
 def test_configs_of_paths(path, config):
     assert config_of(path) == config
+
+
+@pytest.mark.parametrize(
+    ("value", "template"),
+    [(3, "/3"), (3.0, "/3"), (float("nan"), ""), (None, ""), ("", ""), ("v 1.1", "/v 1.1")],
+)
+def test_the_number_of_a_wording(tmp_path, value, template, dump):
+    row = {**dump.submix(dump.rows("rte")[0]), "template_idx": value}
+    (found,) = read(dump.write_rows(tmp_path / "0.jsonl", [row]))
+    assert found.template == "zs_opt/templated" + template
+
+
+@pytest.mark.parametrize("value", [[1], {"a": 1}, 1.5, "\ud800", "a\nb", "x" * 100])
+def test_what_is_no_number_of_a_wording_is_refused(tmp_path, value, dump):
+    row = {**dump.submix(dump.rows("rte")[0]), "template_idx": value}
+    dump.write_rows(tmp_path / "0.jsonl", [row])
+    with pytest.raises(RawDataError, match=r"0\.jsonl:1: template_idx is .*expected a number"):
+        read(tmp_path / "0.jsonl")
+
+
+def test_labels_too_long_to_be_names_are_counted_in_short(tmp_path, dump):
+    row = dump.submix(dump.rows("rte")[0])
+    records = [{**row, "task_name": "x" * 1000}, {**row, "split": "y" * 100_000}]
+    dump.write_rows(tmp_path / "0.jsonl", records)
+    name, split = read(tmp_path / "0.jsonl")
+    assert name == f"unusable task name '{'x' * 37}...'"
+    assert split == f"split '{'y' * 37}...'"

@@ -188,3 +188,19 @@ def test_a_tokenizer_without_eos_is_refused(tmp_path, directory):
     (bare / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="has no eos token"):
         load_tokenizer(bare)
+
+
+def test_a_vocabulary_with_gaps_keeps_its_ids(tmp_path):
+    save_tokenizer(TRAINED, tmp_path / "tokenizer")
+    file = tmp_path / "tokenizer" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    vocab = content["model"]["vocab"]
+    content["model"]["vocab"] = {t: i if i < 300 else i + 70_000 for t, i in vocab.items()}
+    file.write_text(json.dumps(content))
+    encoder = TextEncoder.of(load_tokenizer(tmp_path / "tokenizer"))
+    expected = ENCODER.encode(TEXTS[:1])[0].astype(int)
+    assert expected.max() >= 300, "the text has a token beyond the gap"
+    assert encoder.encode(TEXTS[:1])[0].tolist() == [
+        i if i < 300 else i + 70_000 for i in expected.tolist()
+    ]
+    assert encoder.vocab_size == max(vocab.values()) + 70_001

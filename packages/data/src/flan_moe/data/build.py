@@ -18,7 +18,7 @@ from flan_moe.data.building.disk import DiskFullError
 from flan_moe.data.building.options import BuildOptions
 from flan_moe.data.building.pieces import DamagedPieceError
 from flan_moe.data.progress import Progress, Report
-from flan_moe.data.sources.task_source import TaskSource
+from flan_moe.data.sources.task_source import LONGEST_NAME, TaskSource
 from flan_moe.data.storage.manifest import MANIFEST_FILE, Manifest
 from flan_moe.data.storage.staging import check_output_directory, resumable_directory
 
@@ -81,6 +81,14 @@ def _check_sources(sources: Sequence[TaskSource]) -> None:
     twice = [name for name, n in Counter(source.name for source in sources).items() if n > 1]
     if twice:
         raise ValueError(f"task {twice[0]!r} is given twice; names must be unique")
+    folded: dict[str, str] = {}
+    for source in sources:
+        other = folded.setdefault(source.name.lower(), source.name)
+        if other != source.name:
+            raise ValueError(
+                f"tasks {other!r} and {source.name!r} differ only in case; names are file names, "
+                "and many file systems do not tell these apart"
+            )
     if all(source.group == "held_out" for source in sources):
         raise ValueError("every task is held out; expected at least one to train on")
     for source in sources:
@@ -88,6 +96,11 @@ def _check_sources(sources: Sequence[TaskSource]) -> None:
         if not plain.isalnum() or not plain.isascii() or not source.name[0].isalnum():
             raise ValueError(
                 f"task {source.name!r}: expected a name of letters, digits, '_', '-' and '.'"
+            )
+        if len(source.name) > LONGEST_NAME:
+            raise ValueError(
+                f"task {source.name[:40] + '...'!r}: a name of {len(source.name)} characters; "
+                f"expected {LONGEST_NAME} at most"
             )
         if source.name.endswith(".exemplars"):
             raise ValueError(

@@ -76,8 +76,14 @@ def extract_archive(
             if name is None:
                 continue
             target = staging / check_member_name(name, archive)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("xb") as stream:
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                opened = target.open("xb")
+            except (FileExistsError, NotADirectoryError) as error:
+                raise ArchiveError(
+                    f"{archive}: member {str(path)!r}: another member is in its place"
+                ) from error
+            with opened as stream:
                 while chunk := _read(source, archive, path):
                     written += len(chunk)
                     if written > largest_total:

@@ -15,9 +15,14 @@ from typing import Any
 from urllib.parse import quote
 
 from flan_moe.data.json_types import check_types
+from flan_moe.data.storage.directory_lock import LOCK_FILE
 
 ENTRIES = "entries"
+SOURCE_FILE = "SOURCE.json"
+PART = ".part"
+RESERVED = (SOURCE_FILE, LOCK_FILE)  # beside the files, in the entry's directory
 SUFFIX = ".json"
+_OPTIONAL = {"sha256": str, "bytes": int}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +47,17 @@ class CatalogueFile:
         """Check the names.
 
         Raises:
-            ValueError: One would leave its directory, or a hash is malformed.
+            ValueError: One would leave its directory or is kept for other things, the size is
+                negative, or a hash is malformed.
         """
         for key in ("path", "save_as"):
             value = getattr(self, key)
-            parts = PurePosixPath(value).parts
-            if not value or value.startswith("/") or ".." in parts or "\\" in value:
+            if not _is_inside(value):
                 raise ValueError(f"{key} is {value!r}; expected a relative path without '..'")
+        if self.save_as in RESERVED or self.save_as.endswith(PART):
+            raise ValueError(f"save_as is {self.save_as!r}; that name is kept for fetch itself")
+        if self.bytes is not None and self.bytes < 0:
+            raise ValueError(f"bytes is {self.bytes}; expected 0 or more")
         for key, length in (("git_blob", 40), ("sha256", 64)):
             value = getattr(self, key)
             if value is not None and (len(value) != length or set(value) - set("0123456789abcdef")):
@@ -96,6 +105,13 @@ class CatalogueEntry:
     def url(self, file: CatalogueFile, base_url: str | None = None) -> str:
         """The address of a file, or its address at a mirror."""
         return (base_url or self.base_url).rstrip("/") + "/" + quote(file.path)
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name is a plain relative path, written in the one way that there is."""
+    path = PurePosixPath(name)
+    plain = not path.is_absolute() and ".." not in path.parts and not set(name) & {"\\", "\0"}
+    return plain and str(path) == name and name != "."
 
 
 def entry_names() -> list[str]:
@@ -147,12 +163,25 @@ def parse_entry(content: Any, where: str) -> CatalogueEntry:
         check_types(content, hints)
         if not isinstance(content.get("evaluation_only"), bool):
             raise TypeError("evaluation_only: expected true or false")
+        if not _is_inside(content["name"]) or "/" in content["name"]:
+            raise ValueError(f"name is {content['name']!r}; expected the name of a directory")
+        for number, file in enumerate(content["files"]):
+            check_types(file, {"path": str, "save_as": str, "git_blob": str}, f"files[{number}].")
+            known = {key: file[key] for key in ("sha256", "bytes") if file.get(key) is not None}
+            check_types(known, {key: _OPTIONAL[key] for key in known}, f"files[{number}].")
         entry = CatalogueEntry(
             **{**content, "files": tuple(CatalogueFile(**file) for file in content["files"])}
         )
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from error
-    names = [file.save_as for file in entry.files]
-    if not names or len(set(names)) != len(names):
+    names = {file.save_as.lower() for file in entry.files}
+    paths = {file.path for file in entry.files}
+    if not names or not len(names) == len(paths) == len(entry.files):
         raise ValueError(f"{where}: files: expected one or more, each with a name of its own")
+    for file in entry.files:
+        for folder in PurePosixPath(file.save_as.lower()).parents:
+            if str(folder) in names:
+                raise ValueError(
+                    f"{where}: files: {str(folder)!r} is a file and the folder of {file.save_as!r}"
+                )
     return entry

@@ -9,16 +9,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from flan_moe.data.fetch.catalogue import PART
 
 CHUNK_BYTES = 1 << 18
-PART = ".part"
 AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that may pass
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 LONGEST_PAUSE = 60.0
+
+
+SCHEMES = ("http", "https")
 
 
 class FetchError(OSError):
@@ -31,6 +35,20 @@ class _Passing(Exception):  # noqa: N818 - never seen outside
     def __init__(self, reason: str, pause: float | None = None) -> None:
         super().__init__(reason)
         self.pause = pause
+
+
+class _WebOnly(HTTPRedirectHandler):
+    """Follows redirections to the web; urllib's own also lets a server send us to ftp."""
+
+    def redirect_request(self, *arguments: Any) -> Request | None:
+        url = arguments[-1]
+        try:
+            scheme = urlsplit(url).scheme
+        except ValueError:
+            scheme = ""
+        if scheme not in SCHEMES:
+            raise FetchError(f"redirected to {url!r}; expected an http or https address")
+        return super().redirect_request(*arguments)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +108,7 @@ def download(
         FetchError: The address does not answer, has no such file or another one, or there is no
             room for it.
     """
-    if urlsplit(url).scheme not in ("http", "https"):
+    if urlsplit(url).scheme not in SCHEMES:
         raise FetchError(f"{url}: expected an http or https address")
     patience = patience or Patience()
     part = path.with_name(path.name + PART)
@@ -113,17 +131,20 @@ def _bring(
     url: str, part: Path, size: int | None, patience: Patience, stopped: Callable[[], bool]
 ) -> int:
     """Fetch until the partial file is complete; returns the number of bytes received."""
-    received, failures = 0, 0
+    received, failures, furthest = 0, 0, 0
     while True:
         before = part.stat().st_size if part.exists() else 0
+        furthest = max(furthest, before)
         if size is not None and before == size:
+            part.touch()  # an empty file needs no request
             return received
         try:
             received += _one_request(url, part, size, patience.timeout, stopped)
         except _Passing as failure:
             now = part.stat().st_size if part.exists() else 0
             received += max(now - before, 0)
-            failures = 1 if now > before else failures + 1
+            # Against the best so far: a server may begin again each time and break off anywhere.
+            failures = 1 if now > furthest else failures + 1
             if failures >= patience.tries:
                 raise FetchError(f"{url}: {failure} ({failures} tries)") from failure
             pause = failure.pause or patience.pause * 2 ** (failures - 1)
@@ -143,10 +164,11 @@ def _one_request(
     if have:
         request.add_header("Range", f"bytes={have}-")
     try:
-        with urlopen(request, timeout=timeout) as response:
+        with build_opener(_WebOnly).open(request, timeout=timeout) as response:
             goes_on = response.status == 206 and _starts_at(response, have)
             with part.open("ab" if goes_on else "wb") as stream:
-                return _copy(response, stream, url, stopped)
+                most = None if size is None else size - (have if goes_on else 0)
+                return _copy(response, stream, url, stopped, most)
     except HTTPError as error:
         if error.code == 416 and have:  # there is nothing after what we have
             if size is None:
@@ -159,6 +181,10 @@ def _one_request(
     except (URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__
         raise _Passing(f"no answer: {reason}") from error
+    except FetchError as error:
+        raise error if url in str(error) else FetchError(f"{url}: {error}") from error
+    except ValueError as error:  # an address to be redirected to that is none
+        raise FetchError(f"{url}: {error}") from error
     except OSError as error:
         if error.errno in NO_ROOM:
             part.unlink(missing_ok=True)
@@ -176,13 +202,19 @@ def _starts_at(response: http.client.HTTPResponse, have: int) -> bool:
 
 
 def _copy(
-    response: http.client.HTTPResponse, stream: BinaryIO, url: str, stopped: Callable[[], bool]
+    response: http.client.HTTPResponse,
+    stream: BinaryIO,
+    url: str,
+    stopped: Callable[[], bool],
+    most: int | None,
 ) -> int:
     total = 0
     expected = response.length
     while chunk := response.read(CHUNK_BYTES):
         stream.write(chunk)
         total += len(chunk)
+        if most is not None and total > most:
+            return total  # another file, perhaps without end; its content will be found wrong
         if stopped() and not response.isclosed():  # it closes itself after the last byte
             raise FetchError(f"{url}: given up")
     if expected is not None and total < expected:
@@ -192,4 +224,4 @@ def _copy(
 
 def _asked(error: HTTPError) -> float | None:
     told = error.headers.get("Retry-After", "") if error.headers else ""
-    return float(told) if told.isdigit() else None
+    return float(told) if told.isdecimal() and told.isascii() else None

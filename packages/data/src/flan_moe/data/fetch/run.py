@@ -17,12 +17,11 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
 from flan_moe.data.fetch.archive import extract_archive
-from flan_moe.data.fetch.catalogue import CatalogueEntry, CatalogueFile
+from flan_moe.data.fetch.catalogue import PART, SOURCE_FILE, CatalogueEntry, CatalogueFile
 from flan_moe.data.fetch.content import difference
-from flan_moe.data.fetch.download import PART, FetchError, Patience, download
+from flan_moe.data.fetch.download import FetchError, Patience, download
 from flan_moe.data.storage.directory_lock import locked_directory
 
-SOURCE_FILE = "SOURCE.json"
 ROOM_TO_SPARE = 1 << 20
 REPORT_FILES = 100  # between progress lines
 
@@ -233,27 +232,36 @@ def _local_archive(
 
 
 def _take(archive: Path, shown: str, directory: Path, missing: list[CatalogueFile]) -> None:
-    by_path = {file.path: file for file in missing}
+    wanted = {file.path for file in missing}
 
     def rename(path: PurePosixPath) -> str | None:
-        for name in (str(path), str(PurePosixPath(*path.parts[1:]))):
-            if name in by_path:
-                return name
-        return None
+        below = PurePosixPath(*path.parts[1:])
+        return str(path) if wanted & {str(path), str(below)} else None
 
     with TemporaryDirectory(prefix=".unpacking-", dir=directory) as temporary:
         unpacked = Path(temporary) / "files"
         extract_archive(archive, unpacked, rename=rename)
-        for file in missing:
-            path = unpacked / file.path
-            if not path.is_file():
-                raise FetchError(f"{shown}: has no {file.path}")
-            if problem := difference(path, file):
-                raise FetchError(f"{shown}: {file.path}: {problem}")
-        for file in missing:
+        places = {file: _right_one(unpacked, file, shown) for file in missing}
+        for file, place in places.items():
             target = directory / file.save_as
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(unpacked / file.path, target)
+            os.replace(place, target)
+
+
+def _right_one(unpacked: Path, file: CatalogueFile, shown: str) -> Path:
+    """Where a file lies in an unpacked archive: by its path, or by that below one folder."""
+    folders = [unpacked, *sorted(folder for folder in unpacked.iterdir() if folder.is_dir())]
+    problems = []
+    for folder in folders:
+        place = folder / file.path
+        if place.is_file():
+            problem = difference(place, file)
+            if problem is None:
+                return place
+            problems.append(problem)
+    raise FetchError(
+        f"{shown}: {file.path}: {problems[0]}" if problems else f"{shown}: has no {file.path}"
+    )
 
 
 def _end(

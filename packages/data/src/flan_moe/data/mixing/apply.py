@@ -52,7 +52,8 @@ def held_out_reasons(
     """Tasks that the specification holds out, in the order given, each with the reason.
 
     A name without wildcards stands for all spellings of a registered task, and so do the tasks that
-    ``@SET`` stands for.
+    ``@SET`` stands for. A task that is told from its namesake by its mixture and a point, such as
+    ``t0_sf.bool_q``, answers to the name without as well.
 
     Raises:
         ValueError: An evaluation set is unknown.
@@ -66,14 +67,17 @@ def held_out_reasons(
             except ValueError as error:
                 raise ValueError(f"mixture {spec.name!r}: held_out: {error}") from None
             sets[entry] = {task.name: f"{overlap.set}: {overlap.reason}" for task, overlap in found}
+    prefixes = tuple(f"{mixture}." for mixture in sorted({task.mixture for task in registry}))
     for name in names:
-        known = registry.find(name)
-        called = {name} if known is None else {name, *known.spellings}
+        prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), "")
+        plain = name.removeprefix(prefix)
+        known = registry.find(name) or registry.find(plain)
+        called = {name, plain} | (set() if known is None else set(known.spellings))
         for entry in spec.held_out:
             if entry.startswith("@"):
                 reason = None if known is None else sets[entry].get(known.name)
             else:
-                matches = fnmatchcase(name, entry) or entry in called
+                matches = entry in called or any(fnmatchcase(n, entry) for n in (name, plain))
                 reason = f"named by held_out, {entry!r}" if matches else None
             if reason is not None:
                 result.setdefault(name, reason)

@@ -88,6 +88,8 @@ def _read(name: str | Path, folder: Path | None) -> tuple[Document, Path | None]
         raise ValueError(f"{path}: not a file; expected a mixture") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8: {error}") from error
+    except ValueError as error:
+        raise NoSuchMixtureError(f"{str(path)!r}: no name of a file: {error}") from None
     return read_yaml(text, str(path)), path.parent
 
 

@@ -33,7 +33,7 @@ def stem_and_choices(row: dict[str, Any], where: str) -> tuple[str, tuple[str, .
     """Question, options and the right one of a row.
 
     Raises:
-        RawDataError: Something is missing, or the key names none of the choices.
+        RawDataError: Something is missing, a label comes twice, or the key names no choice.
     """
     question = row.get("question")
     choices = question.get("choices") if isinstance(question, dict) else None
@@ -45,6 +45,8 @@ def stem_and_choices(row: dict[str, Any], where: str) -> tuple[str, tuple[str, .
         )
         for choice in choices
     }
+    if len(texts) != len(choices):
+        raise RawDataError(f"{where}: question: choices: a label comes twice; expected each once")
     key = text_of(row, "answerKey", where)
     if key not in texts:
         raise RawDataError(f"{where}: answerKey is {key!r}; expected one of {sorted(texts)}")

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from flan_moe.data.readers.errors import RawDataError
+from flan_moe.data.sources.task_source import LONGEST_NAME
 from flan_moe.data.template_types import TEMPLATE_TYPES, ZS_OPT
 
 if TYPE_CHECKING:
@@ -202,18 +203,18 @@ class FlanNaming:
         """The place of a row, or why it has none."""
         name = self.aliases.get(labels.task) or plain_name(labels.task)
         name = self.aliases.get(name, name)
-        if not name or not name[0].isalnum():
-            return f"unusable task name {_short(labels.task)}"
+        if not name or not name[0].isalnum() or len(name) > LONGEST_NAME:
+            return f"unusable task name {shortened(labels.task)}"
         known = self._registry.find(self.aliases.get(labels.task, labels.task))
         known = known or self._registry.find(name)
         mixture = self._mixture(labels, name, known)
         if mixture is None:
-            return f"unknown task source {_short(labels.source)}"
+            return f"unknown task source {shortened(labels.source)}"
         if known is not None and known.mixture == mixture:
             name = known.name
         setting = self._setting(labels)
         if setting is None:
-            return f"unknown template type {_short(labels.setting)}"
+            return f"unknown template type {shortened(labels.setting)}"
         return StoredTask(task=name, mixture=mixture, setting=setting)
 
     @cached_property
@@ -284,5 +285,6 @@ def _bare(name: str) -> str:
     return name
 
 
-def _short(label: str) -> str:
+def shortened(label: str) -> str:
+    """A label for messages: quoted, and cut where it is long."""
     return repr(label if len(label) <= 40 else label[:37] + "...")

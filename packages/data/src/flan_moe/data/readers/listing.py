@@ -6,7 +6,9 @@ out without a word, and files would be missing.
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from glob import glob
 from pathlib import Path
@@ -68,8 +70,8 @@ def files_below(location: str | Path, patterns: tuple[str, ...], what: str) -> l
         else:
             files = sorted(
                 file
-                for file in place.rglob("*")
-                if file.is_file() and _matches(file.name, patterns) and not _hidden(file, place)
+                for file in _walked(place)
+                if _matches(file.name, patterns) and not _hidden(file, place) and _is_file(file)
             )
     else:
         with naming(place.url):
@@ -105,13 +107,37 @@ def _matches(name: str, patterns: tuple[str, ...] | list[str]) -> bool:
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
+def _walked(root: Path) -> Iterator[Path]:
+    """What is in a folder and all below; links to folders are followed, though not in circles."""
+    above: dict[str, frozenset[str]] = {}
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=_cannot_list):
+        here = above.pop(folder, frozenset()) | {os.path.realpath(folder)}
+        folders[:] = [
+            name for name in folders if os.path.realpath(os.path.join(folder, name)) not in here
+        ]
+        above |= {os.path.join(folder, name): here for name in folders}
+        yield from (Path(folder, name) for name in names)
+
+
+def _cannot_list(error: OSError) -> None:
+    if isinstance(error, FileNotFoundError):  # nothing there: its caller finds no files
+        return
+    raise RawDataError(f"{error.filename}: cannot be listed: {error.strerror}") from error
+
+
+def _is_file(file: Path) -> bool:
+    if file.is_symlink() and not file.exists():
+        raise RawDataError(f"{file}: a link to {os.readlink(file)}, where nothing is")
+    return file.is_file()
+
+
 def _hidden(file: Path, root: Path) -> bool:
     """Whether a file is in a folder such as ``.cache`` or ``.git``, below the root."""
     return any(part.startswith(".") for part in file.relative_to(root).parts)
 
 
 def _local_glob(pattern: Path) -> list[Path]:
-    return sorted(Path(name) for name in glob(str(pattern), recursive=True) if Path(name).is_file())
+    return sorted(Path(name) for name in glob(str(pattern), recursive=True) if _is_file(Path(name)))
 
 
 def _addresses(filesystem: AbstractFileSystem, paths: list[str]) -> list[RemoteFile]:

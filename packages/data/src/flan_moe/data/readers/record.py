@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import zlib
@@ -101,8 +102,9 @@ def refuse_surrogates(where: str, *texts: str) -> None:
 def whole_lines(file: RawFile) -> Iterator[tuple[int, str]]:
     """The lines of a UTF-8 file with their numbers, without the line ends.
 
-    Only a line feed ends a line; other separators of Unicode may stand inside a field. A name that
-    ends in ``.gz`` is decompressed; its own checks then tell whether it is whole.
+    A byte order mark at the start is passed over. Only a line feed ends a line; other separators of
+    Unicode may stand inside a field. A name that ends in ``.gz`` is decompressed; its own checks
+    then tell whether it is whole.
 
     Raises:
         RawDataError: The file is missing, damaged or out of reach, a line is not UTF-8 or has no
@@ -121,6 +123,8 @@ def whole_lines(file: RawFile) -> Iterator[tuple[int, str]]:
                     raise RawDataError(
                         f"{file}:{number}: the last line has no line end; the file is truncated"
                     )
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
                 try:
                     yield number, line.decode("utf-8").removesuffix("\n").removesuffix("\r")
                 except UnicodeDecodeError as error:

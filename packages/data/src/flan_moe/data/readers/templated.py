@@ -7,6 +7,7 @@ after the other, so that a file of any size needs little memory.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from flan_moe.data.readers.layouts import (
     TaskNaming,
     config_of,
     find_layout,
+    shortened,
     split_of,
 )
 from flan_moe.data.readers.listing import files_below
@@ -32,6 +34,7 @@ from flan_moe.data.template_types import ZS_OPT
 
 PATTERNS = ("*.parquet", "*.jsonl", "*.jsonl.gz")
 FORM = "templated"  # the form in an example's template; the wording is the dump's
+_WORDING = re.compile(r"[\w .:+-]{1,80}", re.ASCII)
 LARGEST_LABELS = 1 << 16  # different labels that are remembered with their place
 
 
@@ -143,7 +146,7 @@ def _reader(
         split = row.get(layout.split) if layout.split else None
         split = split if isinstance(split, str) and split else file_split
         if split not in splits:
-            return f"split {split!r}"
+            return f"split {shortened(split)}"
         prompt = text(where, row, layout.prompt).strip()
         target = text(where, row, layout.target).strip()
         if not prompt:
@@ -162,13 +165,24 @@ def _reader(
         stored = place(labels)
         if isinstance(stored, str):
             return stored
-        index = row.get(layout.index) if layout.index else None
         template = f"{stored.setting}/{FORM}"
-        if index is not None:
+        if layout.index and (index := _wording(where, row.get(layout.index), layout.index)):
             template += f"/{index}"
         return TemplatedRow(stored.mixture, stored.task, template, prompt, target)
 
     return read
+
+
+def _wording(where: str, value: object, column: str) -> str:
+    """The number or name of a wording; a column with gaps holds its numbers as fractions."""
+    if value is None or value == "" or value != value:  # the last: NaN
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = str(value) if isinstance(value, int | str) else ""
+    if not _WORDING.fullmatch(text):
+        raise RawDataError(f"{where}: {column} is {str(value)[:40]!r}; expected a number or a name")
+    return text
 
 
 def _parts(file: RawFile) -> tuple[str, ...]:

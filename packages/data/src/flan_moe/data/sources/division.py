@@ -46,7 +46,11 @@ class RawOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Divided:
-    """The records of one task by use; no problem is in two of the first three."""
+    """The records of one task by use; no problem is in two of the first three.
+
+    ``dropped`` has the number of the others by reason. Of a held-out task, the records that are
+    exemplars only are in neither.
+    """
 
     train: Sequence[Record]
     validation: Sequence[Record]
@@ -90,14 +94,25 @@ def divide(task: RawTask, options: RawOptions, *, by_file_order: bool, held_out:
         chosen = Random(f"{options.seed}/{task.name}").sample(range(len(train)), options.examples)
         train = [train[index] for index in sorted(chosen)]
     firsts: dict[str, Record] = {}
+    answers = sum(len(problems[text]) - 1 for text in inputs[:num_evaluation])
+    dropped["another answer of an evaluation question"] = answers
     for record in [*unasked_examples(task, evaluation), *validation]:
         firsts.setdefault(record.input, record)
+    exemplars = list(firsts.values())[:EXEMPLARS]
+    if held_out:
+        used = {id(record) for record in (*evaluation, *exemplars)}
+        unused = sum(id(record) not in used for record in task.records)
+        dropped["of a held-out task and no question"] = unused - answers
+        validation = []
+    else:
+        over = max(len(validation) - options.validation, 0)
+        dropped["over the number of validation problems"] = over
     return Divided(
         train=train,
         validation=validation[: options.validation],
         evaluation=evaluation,
-        exemplars=list(firsts.values())[:EXEMPLARS],
-        dropped=dropped,
+        exemplars=exemplars,
+        dropped=+dropped,
     )
 
 

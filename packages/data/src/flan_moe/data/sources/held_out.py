@@ -31,7 +31,7 @@ def held_out_names(held_out: Iterable[str]) -> tuple[set[str], set[str]]:
 
 def _listed(file: Path) -> list[str]:
     try:
-        return file.read_text(encoding="utf-8").split()
+        return file.read_text(encoding="utf-8-sig").split()
     except UnicodeDecodeError as error:
         raise ValueError(f"held_out: {file}: not UTF-8: {error}") from error
 

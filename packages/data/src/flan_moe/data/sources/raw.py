@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -107,7 +108,9 @@ def raw_sources(
             "no raw data: give natural_instructions, cot, cot_stand_ins, muffin, t0_sf, jsonl or "
             "templated"
         )
-    unknown = sorted(named - {source.name for source in sources})
+    present = {source.name for source in sources}
+    present |= {source.name.removeprefix(f"{source.mixture}.") for source in sources}
+    unknown = sorted(named - present)
     if unknown:
         raise ValueError(f"held_out: no task {unknown[0]!r} among the {len(sources)} found")
     return sources
@@ -128,17 +131,19 @@ def _open(
     def askable(record: Record) -> bool:
         return kind == "generate" or record.targets[0] in (options_of(record) or ())
 
-    train = () if held_out else divided.train
-    validation = () if held_out else divided.validation
+    train, validation = divided.train, divided.validation
+    asked = tuple(filter(askable, divided.evaluation))
+    unasked = len(divided.evaluation) - len(asked)
+    unaskable = Counter({"question without its answer among the options": unasked})
     name = f"{options.seed}/{task.name}"
     return TaskContent(
         train=forms.examples(train, seed=f"{name}/train", fits=fits),
         validation=forms.examples(validation, seed=f"{name}/validation", fits=fits),
-        items=_items(filter(askable, divided.evaluation), forms, options_of, "q"),
+        items=_items(asked, forms, options_of, "q"),
         exemplars=_items(filter(askable, divided.exemplars), forms, options_of, "x"),
         kind=kind,
         chance=chance,
-        dropped=task.dropped + divided.dropped,
+        dropped=task.dropped + divided.dropped + unaskable,
     )
 
 

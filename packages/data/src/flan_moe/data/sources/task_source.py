@@ -13,6 +13,7 @@ from flan_moe.data.suite import SuiteItem
 # (google-research/FLAN, flan/v2/mixtures.py, DEFAULT_MIXTURE_MAX_EXAMPLES).
 MIXTURE_CAPS: Mapping[str, int] = {"muffin": 30_000, "t0_sf": 20_000, "cot": 100_000, "niv2": 5_000}
 DEFAULT_CAP = 30_000
+LONGEST_NAME = 200  # of a task: with an ending it is a file name, of which 255 bytes are allowed
 
 
 @dataclass(frozen=True, kw_only=True)

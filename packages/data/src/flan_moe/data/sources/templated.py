@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flan_moe.data.example import Example
+from flan_moe.data.readers.layouts import plain_name
 from flan_moe.data.registry import load_registry
-from flan_moe.data.sources.raw import RawOptions
+from flan_moe.data.sources.raw import MMLU_TASK, RawOptions
 from flan_moe.data.sources.task_source import TaskContent, TaskSource
 from flan_moe.data.spool.reader import SpoolTask, spool_tasks
 from flan_moe.data.suite import EXEMPLARS, SuiteItem
@@ -34,7 +35,9 @@ def templated_sources(
 ) -> list[TaskSource]:
     """The tasks of a spool.
 
-    A name that stands in two mixtures is preceded by its mixture and a point.
+    A name that stands in two mixtures is preceded by its mixture and a point. Held out are the
+    tasks of both then, those that the registry knows by a name that is held out, and, as always,
+    the MMLU tasks of Natural Instructions.
 
     Args:
         spool: What `ingest` made.
@@ -47,16 +50,20 @@ def templated_sources(
     tasks = spool_tasks(spool)
     registry = load_registry()
     names = Counter(task.task for task in tasks)
+    apart = {*held_out, *map(plain_name, held_out)}
     sources = []
     for task in tasks:
         name = task.task if names[task.task] == 1 else f"{task.mixture}.{task.task}"
+        known = registry.find(task.task)
+        called = {name, task.task} | ({known.name} if known is not None else set())
+        is_apart = not called.isdisjoint(apart) or MMLU_TASK.match(task.task) is not None
         sources.append(
             TaskSource(
                 name=name,
                 mixture=task.mixture,
-                group="held_out" if name in held_out else "held_in",
+                group="held_out" if is_apart else "held_in",
                 cot=task.mixture == "cot",
-                open=partial(_open, task, name, options, name in held_out),
+                open=partial(_open, task, name, options, is_apart),
                 inputs=tuple(sorted({file for file, _ in task.places})),
                 provenance=registry.provenance(task.task),
             )

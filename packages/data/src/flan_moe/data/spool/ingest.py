@@ -22,7 +22,7 @@ from flan_moe.data.spool.options import VERSION, IngestOptions
 from flan_moe.data.spool.part import PartRecord, part_key, read_record
 from flan_moe.data.spool.progress import Progress
 from flan_moe.data.spool.workers import read_parts
-from flan_moe.data.storage.directory_lock import locked_directory
+from flan_moe.data.storage.directory_lock import LOCK_FILE, locked_directory
 
 SPOOL_FILE = "spool.json"
 SETTINGS_FILE = "settings.json"
@@ -104,22 +104,36 @@ def ingest(
 
 
 def _found(locations: Sequence[str | Path]) -> list[TemplatedFile]:
-    """All files, each once, in the order of their locations' text."""
+    """All files, each once, in the order of their locations' text.
+
+    A file that is a link goes by its own name: that of what it leads to says nothing in the caches
+    of hubs, and several may lead to the same bytes. Links among its folders are followed, so that
+    locations that overlap give no file twice.
+    """
     if not locations:
         raise ValueError("no locations; expected at least one file or folder")
     found: dict[str, TemplatedFile] = {}
     for location in locations:
         for source in templated_files(location):
-            file = source.file.resolve() if isinstance(source.file, Path) else source.file
+            file = source.file
+            if isinstance(file, Path):
+                file = file.parent.resolve() / file.name
             found.setdefault(str(file), TemplatedFile(file, source.path))
     return [found[name] for name in sorted(found)]
 
 
 def _check_directory(spool: Path) -> None:
-    if spool.is_dir() and any(spool.iterdir()) and not (spool / SETTINGS_FILE).is_file():
+    if spool.is_dir() and not (spool / SETTINGS_FILE).is_file() and _holds_more(spool):
         raise FileExistsError(f"{spool} is not empty and no spool; choose another place")
     if spool.exists() and not spool.is_dir():
         raise FileExistsError(f"{spool} is not a directory; choose another place")
+
+
+def _holds_more(spool: Path) -> bool:
+    """Whether a directory holds more than a run leaves that ends before its first file."""
+    others = {path for path in spool.iterdir() if path.name != LOCK_FILE} - {spool / PARTS}
+    others = {path for path in others if not path.name.startswith(f".{SETTINGS_FILE}.")}
+    return bool(others) or ((spool / PARTS).is_dir() and any((spool / PARTS).iterdir()))
 
 
 def _remove_leftovers(spool: Path) -> None:
@@ -137,6 +151,8 @@ def _check_settings(spool: Path, options: IngestOptions) -> None:
         before = json.loads(file.read_bytes())
     except ValueError as error:
         raise RawDataError(f"{file}: not JSON: {error}") from error
+    if not isinstance(before, dict):
+        raise RawDataError(f"{file}: {type(before).__name__}; expected a JSON object")
     for key, value in now.items():
         if before.get(key) != value:
             raise ValueError(
@@ -163,6 +179,8 @@ def _finished(spool: Path, files: Sequence[TemplatedFile]) -> dict[str, PartReco
         rows = path.with_suffix(".rows")
         now = fingerprint(wanted[record.key].file)
         same = (now["bytes"], now["version"]) == (record.source_bytes, record.source_version)
+        # The folders below the location given tell mixture, setting, split and task.
+        same = same and wanted[record.key].path == record.source_path
         if same and rows.is_file() and rows.stat().st_size == record.rows_bytes:
             records[record.key] = record
     return records

@@ -7,7 +7,7 @@ from typing import Any
 
 from flan_moe.data.readers.layouts import TRAIN, FlanNaming, TaskNaming
 
-VERSION = 1  # of the spool's files
+VERSION = 2  # of the spool's files
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,6 +61,7 @@ class PartRecord:
 
     Attributes:
         source: Location of the input file.
+        source_path: Its folders and its name below the location that was given.
         source_bytes: Its size, where the store tells.
         source_version: Its date or tag, where the store tells.
         source_sha256: Of a local input file.
@@ -72,6 +73,7 @@ class PartRecord:
     """
 
     source: str
+    source_path: tuple[str, ...]
     source_bytes: int | None
     source_version: str | None
     source_sha256: str | None
@@ -103,12 +105,20 @@ class PartWriter:
     Args:
         directory: Where the two files go.
         source: Location of the input file.
+        path: Its folders and its name below the location that was given.
         buffer_bytes: Text held in memory.
     """
 
-    def __init__(self, directory: Path, source: str, buffer_bytes: int = BUFFER_BYTES) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        source: str,
+        path: tuple[str, ...] = (),
+        buffer_bytes: int = BUFFER_BYTES,
+    ) -> None:
         self._key = part_key(source)
         self._source = source
+        self._path = path
         self._directory = directory
         self._buffer_bytes = buffer_bytes
         self._held: dict[tuple[str, str], list[bytes]] = {}
@@ -152,6 +162,7 @@ class PartWriter:
             self._stream.close()
         record = PartRecord(
             source=self._source,
+            source_path=self._path,
             source_bytes=fingerprint["bytes"],
             source_version=fingerprint["version"],
             source_sha256=sha256,
@@ -214,6 +225,7 @@ def read_record(file: Path) -> PartRecord:
         record = json.loads(file.read_bytes())
         check_types(record, {"source": str, "rows_bytes": int, "rows_sha256": str, "read": int})
         check_types(record, {"dropped": Mapping[str, int], "tasks": tuple[Any, ...]})
+        check_types(record, {"source_path": tuple[str, ...]})
         tasks = []
         for number, entry in enumerate(record["tasks"]):
             hints = {"mixture": str, "task": str, "settings": Mapping[str, int]}
@@ -227,7 +239,8 @@ def read_record(file: Path) -> PartRecord:
                     blocks=tuple(Block(*block) for block in entry["blocks"]),
                 )
             )
-        return PartRecord(**{**record, "tasks": tuple(tasks)})
+        record |= {"source_path": tuple(record["source_path"]), "tasks": tuple(tasks)}
+        return PartRecord(**record)
     except (ValueError, TypeError, RecursionError) as error:
         raise RawDataError(f"{file}: not the record of a spool's part: {error}") from error
 

@@ -63,7 +63,7 @@ def read_part(
         report: Told now and then how many more rows have been read.
     """
     before = fingerprint(file.file)
-    writer = PartWriter(parts, str(file.file))
+    writer = PartWriter(parts, str(file.file), file.path)
     try:
         unreported = 0
         for row in read_templated_rows(file, naming=options.naming, splits=options.splits):

@@ -221,7 +221,8 @@ class TextEncoder:
         self._backend.no_truncation()
         self._backend.encode_special_tokens = True  # "</s>" in a text is text
         self.eos_token_id = eos_token_id
-        self.vocab_size = self._backend.get_vocab_size(with_added_tokens=True)
+        # Not the number of tokens: some vocabularies leave ids out.
+        self.vocab_size = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> TextEncoder:

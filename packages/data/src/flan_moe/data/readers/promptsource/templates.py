@@ -12,6 +12,7 @@ import yaml
 from flan_moe.data.readers.record import RawDataError
 
 FILE = "templates.yaml"
+_SET_NAME = re.compile(r"[\w-][\w.+-]*(/[\w-][\w.+-]*)?", re.ASCII)
 _NOT_IN_NAMES = re.compile(r"[^0-9a-zA-Z.]+")
 
 
@@ -55,7 +56,26 @@ class TemplateFile:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML, and two tags that are read as plain mappings."""
+    """Plain YAML without merge keys, and two tags that are read as plain mappings."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Refuse what YAML would put together in silence, or without end.
+
+        A few lines of merge keys stand for millions of values, and of a key that is given twice all
+        but the last are lost.
+        """
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(
+                    None, None, "expected no merge keys", key.start_mark
+                )
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"key {key.value!r} is given twice", key.start_mark
+                    )
+                seen.add(key.value)
 
 
 def _mapping(loader: yaml.SafeLoader, node: yaml.Node) -> dict[Any, Any]:
@@ -89,6 +109,10 @@ def read_templates(file: str | Path) -> TemplateFile:
     subset = record.get("subset")
     if not isinstance(record.get("dataset"), str) or not isinstance(subset, str | None):
         raise RawDataError(f"{file}: dataset and subset: expected text")
+    for label in (record["dataset"], subset):
+        # Rows are looked for under these names.
+        if label is not None and not _SET_NAME.fullmatch(label):
+            raise RawDataError(f"{file}: dataset or subset is {label!r}; expected a plain name")
     templates = [_template(file, key, entry) for key, entry in record["templates"].items()]
     names = [template.name for template in templates]
     for name in names:
