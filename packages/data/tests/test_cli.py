@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from flan_moe.data import cli
+from flan_moe.data import cli, read_manifest
 
 NI_TASK = {
     "Definition": ["Copy."],
@@ -36,6 +36,21 @@ def test_the_printed_examples_work_one_after_the_other(tmp_path, monkeypatch, ca
         captured = capsys.readouterr()
         assert captured.out or captured.err, command
     assert (tmp_path / "mini-flan" / "manifest.json").is_file()
+
+
+def test_a_build_stores_as_many_examples_of_a_task_as_asked_for(tmp_path):
+    """A cap is a rate, so whoever mixes by caps must be able to store everything."""
+    rows = (json.dumps({"prompt": f"Say {n}.", "target": str(n)}) for n in range(6000))
+    (tmp_path / "echo.jsonl").write_text("".join(f"{row}\n" for row in rows))
+    stored = {}
+    for asked in ("10", "all"):
+        out = str(tmp_path / asked)
+        command = ["build", "--jsonl", str(tmp_path / "echo.jsonl"), "--vocab-size", "300"]
+        limits = ["--eval-per-task", "20", "--validation-per-task", "20", "--workers", "0"]
+        assert cli.main([*command, *limits, "--examples-per-task", asked, "--out", out]) == 0
+        (task,) = read_manifest(out).tasks
+        stored[asked] = task["train"]
+    assert stored == {"10": 10, "all": 5960}
 
 
 def test_the_printed_build_examples_work(tmp_path, monkeypatch):

@@ -88,7 +88,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="shares of zs_opt, fs_opt, zs_noopt, fs_noopt among a mixture's prompts; for the "
         "mixtures not named, those of the Flan collection",
     )
-    build.add_argument("--examples-per-task", type=int, default=5000, metavar="N", help="at most")
+    build.add_argument(
+        "--examples-per-task",
+        type=_number_or_all,
+        default=5000,
+        metavar="N|all",
+        help="stored at most; the rest is left out, whatever the cap of a mixture",
+    )
     build.add_argument("--validation-per-task", type=int, default=20, metavar="N", help="at most")
     build.add_argument(
         "--tokenizer", metavar="NAME_OR_PATH", help="use this tokenizer instead of training one"
@@ -127,3 +133,8 @@ def _run(arguments: argparse.Namespace) -> None:
             **shared_options(arguments),
         ),
     )
+
+
+def _number_or_all(text: str) -> int | None:
+    """None for all."""
+    return None if text == "all" else int(text)
