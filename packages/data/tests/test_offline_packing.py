@@ -104,7 +104,7 @@ def test_windows_fill_rows_better_than_batches():
 
 def test_the_examples_are_those_that_training_draws(mini, packed):
     """No example is lost or doubled, and each has the tokens and the task it is stored with."""
-    options = {"mixture": SPEC, "held_out": (), "epoch_size": 300, "seed": 5}
+    options = {"mixture": SPEC, "epoch_size": 300, "seed": 5}
     dataset = build_mixture_dataset(mini, batch_size=10, **options)
     expected = Counter()
     for _ in range(2):
@@ -180,9 +180,7 @@ def test_a_pack_that_fails_leaves_nothing(mini, tmp_path, monkeypatch):
 
 def test_a_draw_is_the_choice_of_the_dataset(mini):
     draw = MixtureDraw.open(mini, mixture=SPEC, epoch_size=200)
-    dataset = build_mixture_dataset(
-        mini, batch_size=10, mixture=SPEC, held_out=(), epoch_size=200, seed=7
-    )
+    dataset = build_mixture_dataset(mini, batch_size=10, mixture=SPEC, epoch_size=200, seed=7)
     for epoch in range(3):
         ids = dataset.resample_streams(epoch)[1]
         assert sorted(draw.epoch(epoch, 7).tolist()) == sorted(ids.tolist())

@@ -18,6 +18,7 @@ from flan_moe.data.packing import MAX_WORKERS, Overlong, PackedCollator
 from flan_moe.data.remote import TIMEOUT_S, open_location
 from flan_moe.data.seen import SeenTasks
 from flan_moe.data.task_table import TaskTable
+from flan_moe.data.whole_number import check_whole
 
 TOKENS_KEY = "example_tokens"
 
@@ -37,8 +38,12 @@ class MeasuringCollator(PackedCollator):
     ) -> MeasuringCollator:
         """For a data directory, whose budgets are taken where none are given."""
         return cls(
-            max_input_tokens=max_input_tokens or manifest.max_input_tokens,
-            max_target_tokens=max_target_tokens or manifest.max_target_tokens,
+            max_input_tokens=(
+                manifest.max_input_tokens if max_input_tokens is None else max_input_tokens
+            ),
+            max_target_tokens=(
+                manifest.max_target_tokens if max_target_tokens is None else max_target_tokens
+            ),
             pad_token_id=manifest.pad_token_id,
             **options,
         )
@@ -62,14 +67,8 @@ class MeasuringCollator(PackedCollator):
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Pack one batch; see `pack_examples`."""
-        batch = super().__call__(examples)
-        lengths = [(len(e["input_ids"]), len(e["labels"])) for e in examples]
-        budget = (self.max_input_tokens, self.max_target_tokens)
-        tokens = torch.tensor(lengths).minimum(torch.tensor(budget))
-        if self.overlong == "drop":
-            fits = (torch.tensor(lengths) <= torch.tensor(budget)).all(dim=1, keepdim=True)
-            tokens = tokens * fits
-        return {**batch, TOKENS_KEY: tokens}
+        batch, tokens_N2 = self._measured(examples)
+        return {**batch, TOKENS_KEY: torch.from_numpy(tokens_N2)}
 
 
 class MixtureLoader(StreamingDataLoader):
@@ -150,6 +149,7 @@ def dataloader(
         ValueError: The directory is damaged or an argument does not fit; names file or key.
         DownloadError: A remote file is missing, cannot be reached or is damaged; names its URL.
     """
+    check_whole("num_workers", num_workers, least=0)
     if not 0 <= num_workers <= MAX_WORKERS:
         raise ValueError(f"num_workers is {num_workers!r}; expected 0 to {MAX_WORKERS}")
     opened = open_location(path, cache=cache, timeout=timeout)

@@ -18,6 +18,7 @@ from flan_moe.data.offline.rows import ROWS_FOLDER, make_row, row_writer, write_
 from flan_moe.data.packing import WINDOW, Overlong, choose_target_budget, pack_windows
 from flan_moe.data.shards import DEFAULT_SHARD_BYTES
 from flan_moe.data.staging import check_output_directory, staged_directory
+from flan_moe.data.whole_number import check_whole
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,11 +68,13 @@ class PackOptions:
         """
         for key in ("samples", "epochs", "max_input_tokens", "max_target_tokens", "window"):
             value = getattr(self, key)
-            if value is not None and value != "auto" and value < 1:
-                raise ValueError(f"{key} is {value!r}; expected a positive whole number")
+            optional = key == "samples" or key.startswith("max_")
+            if not (optional and value is None) and (key, value) != ("max_target_tokens", "auto"):
+                check_whole(key, value)
         if self.overlong not in get_args(Overlong):
             raise ValueError(f"overlong is {self.overlong!r}; expected one of {get_args(Overlong)}")
-        if not 0 <= self.seed < 2**32:
+        check_whole("seed", self.seed, least=0)
+        if self.seed >= 2**32:
             raise ValueError(f"seed is {self.seed!r}; expected 0 to {2**32 - 1}")
 
 
