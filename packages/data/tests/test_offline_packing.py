@@ -411,3 +411,9 @@ def test_a_table_of_rows_that_is_none_is_refused(tmp_path, content):
     (tmp_path / "segments.npy").write_bytes(content)
     with pytest.raises(ShardError, match=r"segments\.npy: missing or damaged table of rows"):
         read_segments(tmp_path)
+
+
+def test_more_examples_than_memory_holds_are_refused_before_work(mini, tmp_path):
+    with pytest.raises(ValueError, match=r"epochs is 1000000000, which makes \d+ examples"):
+        pack_mini(mini, tmp_path / "out", epochs=10**9)
+    assert not list(tmp_path.iterdir())

@@ -56,8 +56,8 @@ class MixtureDataset(StreamingDataset):
 
     With ``shuffle``, epochs walk each task (each setting of it, where a mixture is specified)
     through an endless chain of random permutations of its samples: none comes again, in whatever
-    epoch, before all others have come. Without, every epoch is the same first samples in stored
-    order.
+    epoch, before all others have come; an epoch in which a permutation ends and the next begins is
+    shuffled as a whole. Without, every epoch is the same first samples in stored order.
 
     The order is a function of seed, epoch and global batch size: the numbers of ranks and workers
     do not change it.

@@ -12,6 +12,7 @@ import numpy as np
 
 from flan_moe.data.manifest import MANIFEST_FILE, file_sha256
 from flan_moe.data.mixing.spec import MixtureSpec
+from flan_moe.data.mixture_plan import LARGEST_EPOCH
 from flan_moe.data.offline.draw import MixtureDraw
 from flan_moe.data.offline.manifest import PackedManifest, is_packed
 from flan_moe.data.offline.rows import ROWS_FOLDER, make_row, row_writer, write_segments
@@ -115,6 +116,12 @@ def pack_directory(
         mixture=options.mixture,
         epoch_size=options.samples,
     )
+    total = options.epochs * draw.plan.epoch_size
+    if total > LARGEST_EPOCH:
+        raise ValueError(
+            f"epochs is {options.epochs}, which makes {total} examples; expected at most "
+            f"{LARGEST_EPOCH}: their order is held in memory"
+        )
     epochs = [draw.epoch(epoch, options.seed) for epoch in range(options.epochs)]
     budget = _budget(draw, epochs, options, report)
     _check_overlong(draw, epochs, budget, options.overlong)
