@@ -262,10 +262,11 @@ class MixtureDataset(StreamingDataset):
             # Before the first epoch streaming calls it epoch -1.
             if key != "epoch" or obj.get(key) != -1 or obj.get("sample_in_epoch") != 0:
                 check_whole(f"data state: {key}", obj.get(key), least=0)
-        if obj["sample_in_epoch"] > len(self):
+        # Unshuffled, streaming may add a few to even out the ranks.
+        if self.shuffled and obj["sample_in_epoch"] > self.plan.epoch_size:
             raise ValueError(
                 f"data state: sample_in_epoch is {obj['sample_in_epoch']}; expected at most "
-                f"{len(self)}, the size of the epoch"
+                f"{self.plan.epoch_size}, the size of the epoch"
             )
         if obj.get("num_canonical_nodes") != 1:  # streaming would repeat samples
             raise ValueError(
