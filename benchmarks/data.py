@@ -38,14 +38,14 @@ import webdataset
 from streaming import Stream, StreamingDataLoader, StreamingDataset
 from torch.utils.data import DataLoader, IterableDataset
 
-from flan_moe.data.manifest import Manifest, file_sha256
 from flan_moe.data.mixing.spec import MixtureSpec, SubMixture
-from flan_moe.data.mixture import build_mixture_dataset
-from flan_moe.data.shards import Sample, write_mds, write_webdataset
-from flan_moe.data.task_table import TaskEntry, TaskTable
+from flan_moe.data.storage.manifest import Manifest, file_sha256
+from flan_moe.data.storage.shards import Sample, write_mds, write_webdataset
+from flan_moe.data.storage.task_table import TaskEntry, TaskTable
+from flan_moe.data.streaming.mixture import build_mixture_dataset
+from flan_moe.data.streaming.web_loader import webdataset_loader
 from flan_moe.data.template_types import TEMPLATE_TYPES
-from flan_moe.data.tokenizer import tokenizer_fingerprint
-from flan_moe.data.web_loader import webdataset_loader
+from flan_moe.data.tokenization.tokenizer import tokenizer_fingerprint
 from measure import print_table, write_json
 
 BATCH = 64

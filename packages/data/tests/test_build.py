@@ -11,14 +11,14 @@ import pytest
 from flan_moe.data.build import BuildOptions, build_data_directory
 from flan_moe.data.cli import main
 from flan_moe.data.example import Example
-from flan_moe.data.manifest import open_data_directory, read_manifest
 from flan_moe.data.mini_flan import TASK_FAMILIES, group_of
-from flan_moe.data.shards import read_mds, read_webdataset
+from flan_moe.data.sources.task_source import TaskContent, TaskSource
+from flan_moe.data.storage.manifest import open_data_directory, read_manifest
+from flan_moe.data.storage.shards import read_mds, read_webdataset
+from flan_moe.data.storage.task_table import read_task_table
+from flan_moe.data.storage.verify import verify_data_directory
 from flan_moe.data.suite import SuiteItem
-from flan_moe.data.task_source import TaskContent, TaskSource
-from flan_moe.data.task_table import read_task_table
-from flan_moe.data.tokenizer import load_tokenizer
-from flan_moe.data.verify import verify_data_directory
+from flan_moe.data.tokenization.tokenizer import load_tokenizer
 
 HELD_OUT = {family.name for family in TASK_FAMILIES if family.held_out}
 

@@ -12,11 +12,11 @@ from dataclasses import replace
 
 import pytest
 
-from flan_moe.data import staging
 from flan_moe.data.build import BuildOptions, build_data_directory
 from flan_moe.data.mini_flan.sources import mini_flan_sources
-from flan_moe.data.provenance import read_provenance
-from flan_moe.data.raw_sources import RawOptions, raw_sources
+from flan_moe.data.sources.raw import RawOptions, raw_sources
+from flan_moe.data.storage import staging
+from flan_moe.data.storage.provenance import read_provenance
 
 FORK = multiprocessing.get_context("fork")
 OPTIONS = BuildOptions(name="raw", source="test", vocab_size=300)

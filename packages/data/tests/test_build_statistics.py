@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from flan_moe.data.building.lengths import QUANTILES, bucket, histogram, quantiles, total
 from flan_moe.data.progress import Progress
-from flan_moe.data.shards import encode_sample, mds_writer, read_mds
-from flan_moe.data.task_table import read_task_table
+from flan_moe.data.storage.shards import encode_sample, mds_writer, read_mds
+from flan_moe.data.storage.task_table import read_task_table
 
 LENGTHS = st.lists(st.integers(1, 5000), min_size=1, max_size=200)
 

@@ -10,9 +10,9 @@ from shutil import rmtree
 import pytest
 
 from flan_moe.data.cli import main
-from flan_moe.data.convert import convert_data_directory, convert_samples
-from flan_moe.data.manifest import open_data_directory
-from flan_moe.data.shards import read_mds, read_webdataset
+from flan_moe.data.storage.convert import convert_data_directory, convert_samples
+from flan_moe.data.storage.manifest import open_data_directory
+from flan_moe.data.storage.shards import read_mds, read_webdataset
 
 
 def tree(directory):
@@ -70,7 +70,7 @@ def test_restoring_shards_can_be_killed_whenever_a_file_is_put_in_place(
                     return original(self, target)
 
                 patch.setattr(Path, name, killed)
-            patch.setattr("flan_moe.data.convert.shutil.rmtree", kept_by_a_kill)
+            patch.setattr("flan_moe.data.storage.convert.shutil.rmtree", kept_by_a_kill)
             try:
                 list(convert_data_directory(mini_copy, "mds"))
                 break

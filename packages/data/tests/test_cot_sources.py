@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from flan_moe.data.raw_sources import RawOptions, raw_sources
 from flan_moe.data.readers import RawDataError
 from flan_moe.data.readers.cot_stand_ins import cot_stand_ins, read_cot_stand_in
+from flan_moe.data.sources.raw import RawOptions, raw_sources
 
 
 def always(prompt):

@@ -6,13 +6,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from flan_moe.data.epoch_plan import Cells, EpochPlan, Stage
-from flan_moe.data.manifest import Manifest
 from flan_moe.data.mixing.curriculum import Curriculum
 from flan_moe.data.mixing.shares import TaskSize, task_shares
 from flan_moe.data.mixing.spec import MixtureSpec, SubMixture
-from flan_moe.data.mixture_plan import plan_epoch
-from flan_moe.data.task_table import TaskEntry, TaskTable
+from flan_moe.data.storage.manifest import Manifest
+from flan_moe.data.storage.task_table import TaskEntry, TaskTable
+from flan_moe.data.streaming.epoch_plan import Cells, EpochPlan, Stage
+from flan_moe.data.streaming.mixture_plan import plan_epoch
 from flan_moe.data.template_types import TEMPLATE_TYPES
 
 SPEC = MixtureSpec(

@@ -13,9 +13,9 @@ from flan_moe.data.forms.options import FIXED, HEADINGS, LABELS, OptionStyle, dr
 from flan_moe.data.forms.shares import FLAN_SHARES, chosen_shares
 from flan_moe.data.forms.wordings import WORDINGS, Wordings
 from flan_moe.data.prompts import ANSWER_CUE, COT_CUE
-from flan_moe.data.raw_forms import task_forms
 from flan_moe.data.readers import RawTask, Record
 from flan_moe.data.readers.record import keep_usable
+from flan_moe.data.sources.prompt_forms import task_forms
 from flan_moe.data.template_types import FS_NOOPT, FS_OPT, TEMPLATE_TYPES, ZS_NOOPT, ZS_OPT
 
 

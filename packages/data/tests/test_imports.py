@@ -16,7 +16,7 @@ HEAVY = ("streaming", "transformers", "tokenizers", "torch", "webdataset", "nump
         "import flan_moe.data",
         "import flan_moe.data.cli",
         "from flan_moe.data import TASK_FAMILIES, Example, mini_flan_sources",
-        "from flan_moe.data import readers, raw_sources",
+        "from flan_moe.data import readers; from flan_moe.data.sources import raw",
         "from flan_moe.data import mini_flan; mini_flan.family('weekday')",
     ],
 )

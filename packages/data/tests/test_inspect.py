@@ -14,13 +14,13 @@ from flan_moe.data.mixing.load import load_mixture
 from flan_moe.data.offline.pack import PackOptions, pack_directory
 from flan_moe.data.offline.rows import read_rows, row_writer
 from flan_moe.data.segment_print import ShownSegment, row_lines
-from flan_moe.data.shards import read_mds
 from flan_moe.data.statistics.gather import bucket_ends, gather_statistics
 from flan_moe.data.statistics.page import statistics_page
 from flan_moe.data.statistics.svg import Axis, line_plot, stacked_bars
 from flan_moe.data.statistics.text import statistics_lines
-from flan_moe.data.task_table import read_task_table
-from flan_moe.data.verify import verify_data_directory
+from flan_moe.data.storage.shards import read_mds
+from flan_moe.data.storage.task_table import read_task_table
+from flan_moe.data.storage.verify import verify_data_directory
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_verify_reads_packed_rows(packed):
 
 def rewritten(packed, path, change):
     """A copy whose rows were changed and whose hashes were made to fit."""
-    from flan_moe.data.manifest import file_sha256
+    from flan_moe.data.storage.manifest import file_sha256
 
     copy = shutil.copytree(packed, path)
     rows = [dict(row) for row in read_rows(copy / "rows")]

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from flan_moe.data.loader import dataloader
-from flan_moe.data.manifest import read_manifest
 from flan_moe.data.mixing.curriculum import Curriculum
 from flan_moe.data.mixing.shares import TaskSize, task_shares
 from flan_moe.data.mixing.spec import MixtureSpec, SubMixture
-from flan_moe.data.mixture import build_mixture_dataset
-from flan_moe.data.shards import read_mds
-from flan_moe.data.task_table import read_task_table
+from flan_moe.data.storage.manifest import read_manifest
+from flan_moe.data.storage.shards import read_mds
+from flan_moe.data.storage.task_table import read_task_table
+from flan_moe.data.streaming.loader import dataloader
+from flan_moe.data.streaming.mixture import build_mixture_dataset
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 

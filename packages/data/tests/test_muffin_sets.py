@@ -6,9 +6,9 @@ import pickle
 import pytest
 
 from flan_moe.data.forms.wordings import WORDINGS
-from flan_moe.data.raw_sources import RawOptions, raw_sources
 from flan_moe.data.readers import RawDataError
 from flan_moe.data.readers.muffin import SETS, muffin_files, read_muffin_task
+from flan_moe.data.sources.raw import RawOptions, raw_sources
 
 CHOOSE = "Please choose the correct"
 ARC_ROW = {

@@ -14,17 +14,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flan_moe.data.loader import dataloader
 from flan_moe.data.mixing.load import load_mixture
-from flan_moe.data.mixture import build_mixture_dataset
 from flan_moe.data.offline.draw import MixtureDraw
 from flan_moe.data.offline.loader import packed_dataloader
 from flan_moe.data.offline.manifest import open_packed_directory, read_packed_manifest
 from flan_moe.data.offline.pack import PackOptions, pack_directory
 from flan_moe.data.offline.rows import read_rows, read_segments
 from flan_moe.data.packing import assign_rows, pack_windows
-from flan_moe.data.shards import ShardError, read_mds
-from flan_moe.data.stored import StoredSamples
+from flan_moe.data.storage.shards import ShardError, read_mds
+from flan_moe.data.storage.stored import StoredSamples
+from flan_moe.data.streaming.loader import dataloader
+from flan_moe.data.streaming.mixture import build_mixture_dataset
 
 BUDGET = (512, 64)
 SPEC = load_mixture("flan_palm_a")

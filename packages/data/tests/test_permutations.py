@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flan_moe.data.permutations import LARGE, permutation_keys, permuted_parts
+from flan_moe.data.streaming.permutations import LARGE, permutation_keys, permuted_parts
 
 
 def parts(counts, begins, ends, seed=0, rounds=None):

@@ -8,7 +8,6 @@ from random import Random
 
 import pytest
 
-from flan_moe.data.raw_answers import answer_options
 from flan_moe.data.readers import RawDataError
 from flan_moe.data.readers.promptsource import (
     PromptRenderer,
@@ -20,6 +19,7 @@ from flan_moe.data.readers.promptsource import (
 from flan_moe.data.readers.promptsource.filters import highlight, most_frequent
 from flan_moe.data.readers.promptsource.sandbox import CompiledTemplate, TemplateRefusedError
 from flan_moe.data.readers.promptsource.work import TemplateTooCostlyError
+from flan_moe.data.sources.answers import answer_options
 
 ROW = {
     "question": "Where do fish live",

@@ -10,9 +10,9 @@ from itertools import chain
 
 import pytest
 
-from flan_moe.data.loader import dataloader
 from flan_moe.data.mixing.curriculum import Curriculum
 from flan_moe.data.mixing.spec import MixtureSpec, SubMixture
+from flan_moe.data.streaming.loader import dataloader
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 

@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 
 from flan_moe.data.build import BuildOptions, build_data_directory
-from flan_moe.data.manifest import read_manifest
-from flan_moe.data.raw_sources import (
+from flan_moe.data.readers import RawDataError, RawTask, Record
+from flan_moe.data.readers.record import keep_usable
+from flan_moe.data.sources.raw import (
     RawOptions,
     answer_options,
     divide,
     raw_sources,
     task_forms,
 )
-from flan_moe.data.readers import RawDataError, RawTask, Record
-from flan_moe.data.readers.record import keep_usable
-from flan_moe.data.shards import read_mds
-from flan_moe.data.tokenizer import load_tokenizer
+from flan_moe.data.storage.manifest import read_manifest
+from flan_moe.data.storage.shards import read_mds
+from flan_moe.data.tokenization.tokenizer import load_tokenizer
 
 
 def raw_task(records, definition=None, examples=()):

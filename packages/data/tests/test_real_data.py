@@ -6,10 +6,7 @@ from pathlib import Path
 import pytest
 
 from flan_moe.data.build import BuildOptions, build_data_directory
-from flan_moe.data.loader import dataloader
-from flan_moe.data.manifest import read_manifest
 from flan_moe.data.offline.pack import PackOptions, pack_directory
-from flan_moe.data.raw_sources import RawOptions, raw_sources
 from flan_moe.data.readers import (
     RawDataError,
     cot_files,
@@ -17,9 +14,12 @@ from flan_moe.data.readers import (
     read_cot_task,
     read_natural_instructions_task,
 )
-from flan_moe.data.shards import read_mds
-from flan_moe.data.tokenizer import load_tokenizer
-from flan_moe.data.verify import verify_data_directory
+from flan_moe.data.sources.raw import RawOptions, raw_sources
+from flan_moe.data.storage.manifest import read_manifest
+from flan_moe.data.storage.shards import read_mds
+from flan_moe.data.storage.verify import verify_data_directory
+from flan_moe.data.streaming.loader import dataloader
+from flan_moe.data.tokenization.tokenizer import load_tokenizer
 
 REAL = Path(__file__).parents[4] / "shared/data"
 FOLDERS = ("raw/natural_instructions/tasks/", "raw/natural_instructions/splits/", "raw/flan_cot/")

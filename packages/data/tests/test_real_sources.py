@@ -10,10 +10,10 @@ import jinja2
 import pytest
 
 from flan_moe.data.forms.wordings import WORDINGS
-from flan_moe.data.raw_sources import RawOptions, raw_sources
 from flan_moe.data.readers.cot_stand_ins import cot_stand_ins, read_cot_stand_in
 from flan_moe.data.readers.muffin import muffin_files, read_muffin_task
 from flan_moe.data.readers.promptsource import PromptRenderer, read_templates, t0_tasks
+from flan_moe.data.sources.raw import RawOptions, raw_sources
 
 REAL = Path(__file__).parents[4] / "shared/data"
 FOLDERS = tuple(f"raw/{name}/" for name in ("arc", "boolq", "cot_fallback", "muffin", "t0_sf"))

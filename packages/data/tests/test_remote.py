@@ -12,8 +12,8 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from flan_moe.data.loader import dataloader
-from flan_moe.data.remote import DownloadError, Location, fetch, open_remote_directory
+from flan_moe.data.streaming.loader import dataloader
+from flan_moe.data.streaming.remote import DownloadError, Location, fetch, open_remote_directory
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
@@ -176,7 +176,7 @@ SHARD = "/train/cot/shard.00000.mds"
 def test_a_shard_that_cannot_be_had_is_one_error_naming_its_url(
     server, tmp_path, fault, reason, workers, monkeypatch
 ):
-    monkeypatch.setattr("flan_moe.data.remote.BACKOFF_S", 0.01)
+    monkeypatch.setattr("flan_moe.data.streaming.remote.BACKOFF_S", 0.01)
     server.faults[SHARD] = fault
     loader = dataloader(server.url, cache=tmp_path, num_workers=workers, timeout=0.3, **OPTIONS)
     start = time.monotonic()
@@ -191,7 +191,7 @@ def test_a_shard_that_cannot_be_had_is_one_error_naming_its_url(
 
 
 def test_a_passing_fault_is_waited_out(mini, server, tmp_path, monkeypatch):
-    monkeypatch.setattr("flan_moe.data.remote.BACKOFF_S", 0.01)
+    monkeypatch.setattr("flan_moe.data.streaming.remote.BACKOFF_S", 0.01)
 
     def once(handler):
         server.faults.clear()
@@ -207,7 +207,7 @@ def test_a_passing_fault_is_waited_out(mini, server, tmp_path, monkeypatch):
 )
 @pytest.mark.parametrize("fault", [missing, damaged])
 def test_small_files_are_verified_before_training(server, tmp_path, name, fault, monkeypatch):
-    monkeypatch.setattr("flan_moe.data.remote.BACKOFF_S", 0.01)
+    monkeypatch.setattr("flan_moe.data.streaming.remote.BACKOFF_S", 0.01)
     server.faults[f"/{name}"] = fault
     with pytest.raises((DownloadError, ValueError), match=f"{server.url}/{name}: "):
         dataloader(server.url, cache=tmp_path, **OPTIONS)
@@ -229,7 +229,7 @@ def test_a_missing_object_of_a_bucket_is_named(bucket, tmp_path):
 
 @pytest.mark.parametrize("scheme", ["http", "s3"])
 def test_a_dead_remote_is_refused_at_once(tmp_path, scheme, monkeypatch):
-    monkeypatch.setattr("flan_moe.data.remote.BACKOFF_S", 0.01)
+    monkeypatch.setattr("flan_moe.data.streaming.remote.BACKOFF_S", 0.01)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         dead = f"http://127.0.0.1:{probe.getsockname()[1]}"
@@ -261,7 +261,7 @@ def test_a_directory_that_was_built_anew_is_not_mixed_with_the_old(server, tmp_p
 
 
 def test_a_place_that_cannot_be_written_leaves_nothing(server, tmp_path, monkeypatch):
-    monkeypatch.setattr("flan_moe.data.remote.BACKOFF_S", 0.01)
+    monkeypatch.setattr("flan_moe.data.streaming.remote.BACKOFF_S", 0.01)
     folder = tmp_path / "shard"
     folder.mkdir()  # a folder where the file belongs: the last step of writing fails
     with pytest.raises(DownloadError, match=rf"{server.url}{SHARD}: .*IsADirectoryError"):

@@ -9,7 +9,6 @@ from functools import partial
 
 import pytest
 
-from flan_moe.data.raw_sources import RawOptions, raw_sources
 from flan_moe.data.readers import (
     RawDataError,
     cot_files,
@@ -21,6 +20,7 @@ from flan_moe.data.readers import (
 )
 from flan_moe.data.readers.location import RemoteFile, as_file, fingerprint
 from flan_moe.data.readers.templated import read_templated_rows, templated_files
+from flan_moe.data.sources.raw import RawOptions, raw_sources
 from flan_moe.data.spool.ingest import ingest
 from flan_moe.data.spool.options import IngestOptions
 from flan_moe.data.spool.progress import Progress

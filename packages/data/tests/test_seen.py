@@ -5,10 +5,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from flan_moe.data.loader import dataloader
-from flan_moe.data.manifest import read_manifest
-from flan_moe.data.seen import Seen, SeenTasks
-from flan_moe.data.shards import read_mds
+from flan_moe.data.storage.manifest import read_manifest
+from flan_moe.data.storage.shards import read_mds
+from flan_moe.data.streaming.loader import dataloader
+from flan_moe.data.streaming.seen import Seen, SeenTasks
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 

@@ -7,7 +7,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from flan_moe.data.shards import (
+from flan_moe.data.storage.shards import (
     ShardError,
     check_mds,
     check_webdataset,

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from flan_moe.data import shared_memory
-from flan_moe.data.loader import dataloader
-from flan_moe.data.shared_memory import SHM
+from flan_moe.data.streaming import shared_memory
+from flan_moe.data.streaming.loader import dataloader
+from flan_moe.data.streaming.shared_memory import SHM
 
 pytestmark = pytest.mark.skipif(
     not SHM.is_dir(), reason="leftovers are only reclaimed where /dev/shm exists"

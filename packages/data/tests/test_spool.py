@@ -12,18 +12,18 @@ import pytest
 
 from flan_moe.data.build import BuildOptions, build_data_directory
 from flan_moe.data.cli import main
-from flan_moe.data.manifest import read_manifest
-from flan_moe.data.raw_sources import RawOptions, raw_sources
 from flan_moe.data.readers import RawDataError
 from flan_moe.data.readers.layouts import FlanNaming
-from flan_moe.data.shards import read_mds
+from flan_moe.data.sources.raw import RawOptions, raw_sources
+from flan_moe.data.sources.templated import templated_sources
 from flan_moe.data.spool.ingest import ingest
 from flan_moe.data.spool.options import IngestOptions
 from flan_moe.data.spool.part import PartWriter, read_blocks
 from flan_moe.data.spool.progress import Progress
 from flan_moe.data.spool.reader import spool_tasks
-from flan_moe.data.templated_sources import templated_sources
-from flan_moe.data.tokenizer import load_tokenizer
+from flan_moe.data.storage.manifest import read_manifest
+from flan_moe.data.storage.shards import read_mds
+from flan_moe.data.tokenization.tokenizer import load_tokenizer
 
 TASKS = (("rte", "muffin"), ("cot_gsm8k", "cot"), ("task1_a", "niv2"), ("quail_x", "t0_sf"))
 ALONE = IngestOptions(workers=1)

@@ -9,11 +9,11 @@ import textwrap
 
 import pytest
 
-from flan_moe.data.staging import staged_directory
+from flan_moe.data.storage.staging import staged_directory
 
 SCRIPT = """
     import sys, time
-    from flan_moe.data.staging import staged_directory
+    from flan_moe.data.storage.staging import staged_directory
     with staged_directory(sys.argv[1]) as staging:
         (staging / "half").write_text("half")
         print("writing", flush=True)

@@ -7,9 +7,9 @@ import pickle
 
 import pytest
 
-from flan_moe.data.raw_sources import RawOptions, raw_sources
 from flan_moe.data.readers import RawDataError
 from flan_moe.data.readers.natural_instructions_lines import read_task_line, task_lines
+from flan_moe.data.sources.raw import RawOptions, raw_sources
 
 
 def task(name, count=40):

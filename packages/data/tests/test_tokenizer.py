@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flan_moe.data.mini_flan import TASK_FAMILIES
-from flan_moe.data.tokenizer import (
+from flan_moe.data.tokenization.tokenizer import (
     TextEncoder,
     load_tokenizer,
     save_tokenizer,
     tokenizer_fingerprint,
     train_tokenizer,
 )
-from flan_moe.data.unigram import train_sentencepiece
+from flan_moe.data.tokenization.unigram import train_sentencepiece
 
 TEXTS = [
     family.prompt(family.instance(i, seed=0, split="train"), i)

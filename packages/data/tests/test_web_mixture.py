@@ -11,12 +11,12 @@ from threading import Thread
 import numpy as np
 import pytest
 
-from flan_moe.data.loader import dataloader
 from flan_moe.data.mixing.curriculum import Curriculum
 from flan_moe.data.mixing.spec import MixtureSpec, SubMixture
-from flan_moe.data.shards import ShardError, read_webdataset, write_webdataset
-from flan_moe.data.web_loader import webdataset_loader
-from flan_moe.data.web_mixture import Tar
+from flan_moe.data.storage.shards import ShardError, read_webdataset, write_webdataset
+from flan_moe.data.streaming.loader import dataloader
+from flan_moe.data.streaming.web_loader import webdataset_loader
+from flan_moe.data.streaming.web_mixture import Tar
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 

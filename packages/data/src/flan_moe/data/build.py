@@ -17,10 +17,10 @@ from flan_moe.data.building.attempt import BuildAttempt
 from flan_moe.data.building.disk import DiskFullError
 from flan_moe.data.building.options import BuildOptions
 from flan_moe.data.building.pieces import DamagedPieceError
-from flan_moe.data.manifest import MANIFEST_FILE, Manifest
 from flan_moe.data.progress import Progress, Report
-from flan_moe.data.staging import check_output_directory, resumable_directory
-from flan_moe.data.task_source import TaskSource
+from flan_moe.data.sources.task_source import TaskSource
+from flan_moe.data.storage.manifest import MANIFEST_FILE, Manifest
+from flan_moe.data.storage.staging import check_output_directory, resumable_directory
 
 __all__ = ["BuildOptions", "build_data_directory"]
 

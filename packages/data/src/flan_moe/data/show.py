@@ -7,11 +7,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flan_moe.data.manifest import open_data_directory
 from flan_moe.data.segment_print import RULE, ShownSegment, row_lines
-from flan_moe.data.shards import read_mds
-from flan_moe.data.task_table import TaskEntry, read_task_table
-from flan_moe.data.tokenizer import load_tokenizer
+from flan_moe.data.storage.manifest import open_data_directory
+from flan_moe.data.storage.shards import read_mds
+from flan_moe.data.storage.task_table import TaskEntry, read_task_table
+from flan_moe.data.tokenization.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +62,7 @@ def show_packed_batch(
         raw: Raw examples in the batch.
         colour: Whether to colour segments for a terminal.
     """
-    from flan_moe.data.loader import dataloader
+    from flan_moe.data.streaming.loader import dataloader
 
     tokenizer = load_tokenizer(Path(directory) / "tokenizer")
     batch = next(iter(dataloader(directory, batch_size=raw, split=split)))

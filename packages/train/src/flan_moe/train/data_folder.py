@@ -176,8 +176,8 @@ class DataFolder:
 
     def _check_epoch(self, loaded: LoadedRecipe) -> None:
         """Every mixture has a sample in an epoch."""
-        from flan_moe.data.mixture import plan_epoch
         from flan_moe.data.packing import MAX_WORKERS
+        from flan_moe.data.streaming.mixture import plan_epoch
 
         section = loaded.recipe.data
         if section.workers > MAX_WORKERS:

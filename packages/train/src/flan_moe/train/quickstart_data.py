@@ -88,7 +88,7 @@ def _mini_flan(examples: int) -> tuple[list, BuildOptions]:
 
 def _raw(path: Path, examples: int) -> tuple[list, BuildOptions]:
     from flan_moe.data import BuildOptions
-    from flan_moe.data.raw_sources import RawOptions, raw_sources
+    from flan_moe.data.sources.raw import RawOptions, raw_sources
 
     paths = find_raw(path)
     divided = RawOptions(examples=examples, validation=VALIDATION, evaluation=EVALUATION)

@@ -30,11 +30,11 @@ from flan_moe.data.building.vocabulary import (
     write_texts,
 )
 from flan_moe.data.building.workers import WorkerDiedError, run_jobs
-from flan_moe.data.manifest import Manifest
 from flan_moe.data.progress import Progress
-from flan_moe.data.staging import Workplace, clear
-from flan_moe.data.task_source import TaskSource
-from flan_moe.data.tokenizer import TextEncoder, load_tokenizer
+from flan_moe.data.sources.task_source import TaskSource
+from flan_moe.data.storage.manifest import Manifest
+from flan_moe.data.storage.staging import Workplace, clear
+from flan_moe.data.tokenization.tokenizer import TextEncoder, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -15,13 +15,13 @@ from flan_moe.data.building.lengths import total
 from flan_moe.data.building.options import BuildOptions
 from flan_moe.data.building.pieces import SPLITS, Piece
 from flan_moe.data.building.plan import InputFile
-from flan_moe.data.manifest import Manifest, file_sha256
-from flan_moe.data.provenance import PROVENANCE_FILE, Provenance
-from flan_moe.data.shards import INDEX
+from flan_moe.data.sources.task_source import TaskSource
+from flan_moe.data.storage.manifest import Manifest, file_sha256
+from flan_moe.data.storage.provenance import PROVENANCE_FILE, Provenance
+from flan_moe.data.storage.shards import INDEX
+from flan_moe.data.storage.task_table import TABLE_FILE
 from flan_moe.data.suite import write_suite
-from flan_moe.data.task_source import TaskSource
-from flan_moe.data.task_table import TABLE_FILE
-from flan_moe.data.tokenizer import TextEncoder, tokenizer_fingerprint
+from flan_moe.data.tokenization.tokenizer import TextEncoder, tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from flan_moe.data.building.pieces import Piece
-from flan_moe.data.shown import shown_among
+from flan_moe.data.building.shown import shown_among
 from flan_moe.data.suite import SuiteTask
 
 REASON = "evaluation question also in training"

@@ -12,9 +12,9 @@ import numpy as np
 from flan_moe.data.building.disk import writing
 from flan_moe.data.building.lengths import histogram, quantiles, total
 from flan_moe.data.building.pieces import Piece
-from flan_moe.data.shards import mds_writer, read_mds, write_webdataset
-from flan_moe.data.task_source import DEFAULT_CAP, MIXTURE_CAPS
-from flan_moe.data.task_table import TaskEntry, TaskTable
+from flan_moe.data.sources.task_source import DEFAULT_CAP, MIXTURE_CAPS
+from flan_moe.data.storage.shards import mds_writer, read_mds, write_webdataset
+from flan_moe.data.storage.task_table import TaskEntry, TaskTable
 
 
 def merge_pieces(

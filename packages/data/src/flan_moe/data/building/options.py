@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from flan_moe.data.json_types import LARGEST
-from flan_moe.data.shards import DEFAULT_SHARD_BYTES
+from flan_moe.data.storage.shards import DEFAULT_SHARD_BYTES
 
 LARGEST_COUNT = 2**32 - 1  # of ids, of tokens in a row, and of bytes in an MDS shard
 MAX_WORKERS = 256

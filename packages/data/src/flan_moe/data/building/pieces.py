@@ -22,13 +22,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from flan_moe.data.building.disk import writing
+from flan_moe.data.building.shown import ShownProblems
 from flan_moe.data.example import Example
-from flan_moe.data.shards import ShardError, encode_sample
-from flan_moe.data.shown import ShownProblems
+from flan_moe.data.sources.task_source import TaskContent, TaskSource
+from flan_moe.data.storage.shards import ShardError, encode_sample
 from flan_moe.data.suite import SuiteItem, SuiteTask
-from flan_moe.data.task_source import TaskContent, TaskSource
 from flan_moe.data.template_types import TEMPLATE_TYPES, template_type
-from flan_moe.data.tokenizer import TextEncoder
+from flan_moe.data.tokenization.tokenizer import TextEncoder
 
 SPLITS = ("train", "validation")
 BATCH = 1024  # texts per tokenizer call

@@ -14,7 +14,7 @@ from typing import Any
 from flan_moe.data.__about__ import __version__
 from flan_moe.data.building.description import Describer, IndescribableError
 from flan_moe.data.building.disk import writing
-from flan_moe.data.task_source import TaskSource
+from flan_moe.data.sources.task_source import TaskSource
 
 PLAN_FORMAT = "flan-moe-build-plan"
 PLAN_VERSION = 1

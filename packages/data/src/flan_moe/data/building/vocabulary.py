@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING
 
 from flan_moe.data.building.disk import writing
 from flan_moe.data.building.plan import write_json
-from flan_moe.data.task_source import TaskSource
-from flan_moe.data.tokenizer import copy_tokenizer, train_tokenizer, write_tokenizer_files
+from flan_moe.data.sources.task_source import TaskSource
+from flan_moe.data.tokenization.tokenizer import (
+    copy_tokenizer,
+    train_tokenizer,
+    write_tokenizer_files,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

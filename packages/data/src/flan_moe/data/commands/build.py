@@ -100,7 +100,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     from flan_moe.data.build import BuildOptions, build_data_directory
     from flan_moe.data.forms.shares import chosen_shares
-    from flan_moe.data.raw_sources import RawOptions, raw_sources
+    from flan_moe.data.sources.raw import RawOptions, raw_sources
 
     paths = {key: getattr(arguments, key) for key in PATHS if getattr(arguments, key) is not None}
     options = RawOptions(

@@ -31,7 +31,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from flan_moe.data.convert import convert_data_directory, convert_samples
+    from flan_moe.data.storage.convert import convert_data_directory, convert_samples
 
     if arguments.out is None:
         lines = convert_data_directory(

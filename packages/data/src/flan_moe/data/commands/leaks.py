@@ -51,7 +51,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from flan_moe.data.leaks import EvaluationIndex, LeakReport, scan, write_report
     from flan_moe.data.leaks.report import REPORT_FILE
     from flan_moe.data.leaks.training import training_samples, training_texts
-    from flan_moe.data.staging import check_output_directory
+    from flan_moe.data.storage.staging import check_output_directory
 
     if arguments.out is not None:
         check_output_directory(arguments.out, overwrite=arguments.overwrite, marker=REPORT_FILE)

@@ -98,7 +98,7 @@ def _list_mini() -> None:
 
 
 def _list_directory(directory: str) -> None:
-    from flan_moe.data.manifest import read_manifest
+    from flan_moe.data.storage.manifest import read_manifest
 
     manifest = read_manifest(directory)
     width = max(len(task["name"]) for task in manifest.tasks)

@@ -13,7 +13,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from flan_moe.data.verify import verify_data_directory
+    from flan_moe.data.storage.verify import verify_data_directory
 
     for line in verify_data_directory(arguments.directory):
         print(line)

@@ -16,7 +16,7 @@ from lzma import LZMAError
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
-from flan_moe.data.staging import staged_directory
+from flan_moe.data.storage.staging import staged_directory
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 LARGEST_TOTAL = 64 << 30  # bytes of all members: a bound for archives that unpack to far more

@@ -16,11 +16,11 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
-from flan_moe.data.directory_lock import locked_directory
 from flan_moe.data.fetch.archive import extract_archive
 from flan_moe.data.fetch.catalogue import CatalogueEntry, CatalogueFile
 from flan_moe.data.fetch.content import difference
 from flan_moe.data.fetch.download import PART, FetchError, Patience, download
+from flan_moe.data.storage.directory_lock import locked_directory
 
 SOURCE_FILE = "SOURCE.json"
 ROOM_TO_SPARE = 1 << 20

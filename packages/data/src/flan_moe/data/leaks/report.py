@@ -11,7 +11,7 @@ from typing import Any
 
 from flan_moe.data.leaks.index import EvaluationIndex
 from flan_moe.data.leaks.scan import Leak
-from flan_moe.data.staging import staged_directory
+from flan_moe.data.storage.staging import staged_directory
 
 REPORT_FILE = "leaks.json"
 LEAKS_FILE = "leaks.jsonl"

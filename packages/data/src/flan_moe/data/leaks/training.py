@@ -7,10 +7,10 @@ from itertools import count, islice
 from pathlib import Path
 
 from flan_moe.data.leaks.scan import TrainingText
-from flan_moe.data.manifest import open_data_directory
-from flan_moe.data.shards import read_mds
-from flan_moe.data.task_table import read_task_table
-from flan_moe.data.tokenizer import load_tokenizer
+from flan_moe.data.storage.manifest import open_data_directory
+from flan_moe.data.storage.shards import read_mds
+from flan_moe.data.storage.task_table import read_task_table
+from flan_moe.data.tokenization.tokenizer import load_tokenizer
 
 BATCH = 512  # samples decoded at once
 
@@ -24,7 +24,7 @@ def training_samples(directory: str | Path) -> int:
 def training_texts(directory: str | Path) -> Iterator[TrainingText]:
     """Prompt and target of every training sample.
 
-    Samples are numbered within their mixture, as `flan_moe.data.shards.read_mds` does.
+    Samples are numbered within their mixture, as `flan_moe.data.storage.shards.read_mds` does.
 
     Raises:
         ValueError: The directory is damaged; names the file.

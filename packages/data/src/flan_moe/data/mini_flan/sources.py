@@ -8,8 +8,8 @@ from functools import partial
 from flan_moe.data.forms import Forms
 from flan_moe.data.mini_flan import TASK_FAMILIES, group_of
 from flan_moe.data.mini_flan.family import Family, Instance
+from flan_moe.data.sources.task_source import TaskContent, TaskSource
 from flan_moe.data.suite import EXEMPLARS, SuiteItem
-from flan_moe.data.task_source import TaskContent, TaskSource
 
 PATIENCE = 5000  # draws without a new problem before a family counts as exhausted
 

@@ -1,8 +1,8 @@
 """Examples-proportional mixing by the weights of stored mixtures and the caps of task tables.
 
 A task's rate is ``min(count, cap)`` (Raffel et al. 2020, section 3.5.2; caps of the Flan collection
-in `flan_moe.data.task_source`). Rates are normalised within a mixture, mixtures are combined by
-weight. Legend: T tasks.
+in `flan_moe.data.sources.task_source`). Rates are normalised within a mixture, mixtures are
+combined by weight. Legend: T tasks.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ def directory_sizes(directory: str | Path) -> tuple[TaskSize, ...]:
     Raises:
         ValueError: It is not a data directory, or damaged; names the file.
     """
-    from flan_moe.data.manifest import read_manifest
-    from flan_moe.data.task_table import read_task_table
+    from flan_moe.data.storage.manifest import read_manifest
+    from flan_moe.data.storage.task_table import read_task_table
 
     manifest = read_manifest(directory)
     return tuple(

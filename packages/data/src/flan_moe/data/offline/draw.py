@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flan_moe.data.epoch_plan import EpochPlan
-from flan_moe.data.manifest import Manifest, open_with_tables
 from flan_moe.data.mixing.spec import MixtureSpec
-from flan_moe.data.mixture_plan import plan_epoch
-from flan_moe.data.shards import Sample
-from flan_moe.data.stored import StoredSamples
+from flan_moe.data.storage.manifest import Manifest, open_with_tables
+from flan_moe.data.storage.shards import Sample
+from flan_moe.data.storage.stored import StoredSamples
+from flan_moe.data.streaming.epoch_plan import EpochPlan
+from flan_moe.data.streaming.mixture_plan import plan_epoch
 from flan_moe.data.whole_number import check_whole
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class MixtureDraw:
         epoch_size: int | None = None,
         verify: bool | None = None,
     ) -> MixtureDraw:
-        """Arguments as of `flan_moe.data.mixture.build_mixture_dataset`.
+        """Arguments as of `flan_moe.data.streaming.mixture.build_mixture_dataset`.
 
         ``@SET`` entries of a specification are looked up in the packaged registry.
 

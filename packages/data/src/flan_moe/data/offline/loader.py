@@ -19,15 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flan_moe.data.epoch_plan import Cells, EpochPlan, Stage
-from flan_moe.data.loader import TOKENS_KEY, MixtureLoader
-from flan_moe.data.mixture import MixtureDataset
-from flan_moe.data.mixture_plan import natural_epoch
 from flan_moe.data.offline.manifest import PackedManifest, open_packed_directory
 from flan_moe.data.offline.rows import ROWS_FOLDER, Row
 from flan_moe.data.packing import MAX_WORKERS, lay_out
-from flan_moe.data.seen import SeenTasks
-from flan_moe.data.task_table import TaskEntry, TaskTable
+from flan_moe.data.storage.task_table import TaskEntry, TaskTable
+from flan_moe.data.streaming.epoch_plan import Cells, EpochPlan, Stage
+from flan_moe.data.streaming.loader import TOKENS_KEY, MixtureLoader
+from flan_moe.data.streaming.mixture import MixtureDataset
+from flan_moe.data.streaming.mixture_plan import natural_epoch
+from flan_moe.data.streaming.seen import SeenTasks
 from flan_moe.data.whole_number import check_whole
 
 if TYPE_CHECKING:

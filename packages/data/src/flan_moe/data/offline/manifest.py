@@ -9,9 +9,14 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from flan_moe.data.json_types import check_types
-from flan_moe.data.manifest import AUTO_HASH_BYTES, MANIFEST_FILE, PACKED_FORMAT, file_sha256
 from flan_moe.data.offline.rows import ROWS_FOLDER, check_rows, read_segments
-from flan_moe.data.tokenizer import tokenizer_fingerprint
+from flan_moe.data.storage.manifest import (
+    AUTO_HASH_BYTES,
+    MANIFEST_FILE,
+    PACKED_FORMAT,
+    file_sha256,
+)
+from flan_moe.data.tokenization.tokenizer import tokenizer_fingerprint
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,7 +45,7 @@ class PackedManifest:
         name: For people.
         source_sha256: Of the manifest of the data directory that it was packed from.
         split: Of that directory.
-        mixture: What was drawn, as `flan_moe.data.epoch_plan.EpochPlan` describes it.
+        mixture: What was drawn, as `flan_moe.data.streaming.epoch_plan.EpochPlan` describes it.
         seed: Of the draw.
         epochs: How many were drawn, one after the other.
         window: Examples that were packed at once.
@@ -178,7 +183,7 @@ def open_packed_directory(
 
     Args:
         directory: Made by ``flan-moe-data pack``.
-        vocab_size: As of `flan_moe.data.manifest.open_data_directory`.
+        vocab_size: As of `flan_moe.data.storage.manifest.open_data_directory`.
         tokenizer_sha256: As there.
         hashes: As there.
 

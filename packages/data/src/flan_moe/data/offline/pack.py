@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from flan_moe.data.manifest import MANIFEST_FILE, file_sha256
 from flan_moe.data.mixing.spec import MixtureSpec
-from flan_moe.data.mixture_plan import LARGEST_EPOCH
 from flan_moe.data.offline.draw import MixtureDraw
 from flan_moe.data.offline.manifest import PackedManifest, is_packed
 from flan_moe.data.offline.rows import ROWS_FOLDER, make_row, row_writer, write_segments
 from flan_moe.data.packing import WINDOW, Overlong, choose_target_budget, pack_windows
-from flan_moe.data.shards import DEFAULT_SHARD_BYTES
-from flan_moe.data.staging import check_output_directory, staged_directory
+from flan_moe.data.storage.manifest import MANIFEST_FILE, file_sha256
+from flan_moe.data.storage.shards import DEFAULT_SHARD_BYTES
+from flan_moe.data.storage.staging import check_output_directory, staged_directory
+from flan_moe.data.streaming.mixture_plan import LARGEST_EPOCH
 from flan_moe.data.whole_number import check_whole
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class PackOptions:
     """How to pack.
 
     Attributes:
-        samples: Examples in an epoch; None as of `flan_moe.data.mixture.build_mixture_dataset`.
+        samples: Examples in an epoch; None as of `flan_moe.data.build_mixture_dataset`.
         epochs: How many to draw. What an epoch has drawn comes again only after the rest of its
             task has been drawn, as in training.
         weights: Stored mixture, then its weight.

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flan_moe.data.shards import DEFAULT_SHARD_BYTES, HASH, TOKEN_TYPES, ShardError, check_mds
+from flan_moe.data.storage.shards import (
+    DEFAULT_SHARD_BYTES,
+    HASH,
+    TOKEN_TYPES,
+    ShardError,
+    check_mds,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

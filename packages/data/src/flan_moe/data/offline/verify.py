@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from flan_moe.data.manifest import MANIFEST_FILE
 from flan_moe.data.offline.manifest import PackedManifest, open_packed_directory
 from flan_moe.data.offline.rows import ROWS_FOLDER, Row, read_rows
-from flan_moe.data.shards import ShardError
-from flan_moe.data.tokenizer import load_tokenizer
+from flan_moe.data.storage.manifest import MANIFEST_FILE
+from flan_moe.data.storage.shards import ShardError
+from flan_moe.data.tokenization.tokenizer import load_tokenizer
 
 
 def verify_packed_directory(directory: str | Path) -> Iterator[str]:

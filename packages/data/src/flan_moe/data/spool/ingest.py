@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flan_moe.data.directory_lock import locked_directory
 from flan_moe.data.readers.errors import RawDataError
 from flan_moe.data.readers.location import fingerprint
 from flan_moe.data.readers.templated import TemplatedFile, templated_files
@@ -23,6 +22,7 @@ from flan_moe.data.spool.options import VERSION, IngestOptions
 from flan_moe.data.spool.part import PartRecord, part_key, read_record
 from flan_moe.data.spool.progress import Progress
 from flan_moe.data.spool.workers import read_parts
+from flan_moe.data.storage.directory_lock import locked_directory
 
 SPOOL_FILE = "spool.json"
 SETTINGS_FILE = "settings.json"

@@ -82,7 +82,7 @@ def read_part(
 
 
 def _sha256(file: TemplatedFile) -> str | None:
-    from flan_moe.data.manifest import file_sha256
+    from flan_moe.data.storage.manifest import file_sha256
 
     return file_sha256(file.file) if isinstance(file.file, Path) else None
 

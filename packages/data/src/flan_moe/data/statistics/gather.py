@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flan_moe.data.manifest import Manifest, open_with_tables
 from flan_moe.data.mixing.spec import MixtureSpec
 from flan_moe.data.packing import TargetBudget, assign_rows, choose_target_budget, pack_windows
-from flan_moe.data.stored import StoredSamples
-from flan_moe.data.task_table import TaskTable
+from flan_moe.data.storage.manifest import Manifest, open_with_tables
+from flan_moe.data.storage.stored import StoredSamples
+from flan_moe.data.storage.task_table import TaskTable
 from flan_moe.data.template_types import TEMPLATE_TYPES
 
 if TYPE_CHECKING:

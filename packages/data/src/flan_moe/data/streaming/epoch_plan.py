@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flan_moe.data.mixing.quotas import Quotas
-from flan_moe.data.permutations import permutation_keys, permuted_parts
-from flan_moe.data.task_table import TaskTable
+from flan_moe.data.storage.task_table import TaskTable
+from flan_moe.data.streaming.permutations import permutation_keys, permuted_parts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flan_moe.data.json_types import check_types
-from flan_moe.data.staging import staged_directory
+from flan_moe.data.storage.staging import staged_directory
 
 if TYPE_CHECKING:
     from streaming import MDSWriter

@@ -1,4 +1,4 @@
-"""The dataloader over WebDataset tars; see `flan_moe.data.web_mixture`."""
+"""The dataloader over WebDataset tars; see `flan_moe.data.streaming.web_mixture`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
 
-from flan_moe.data.loader import TOKENS_KEY, MeasuringCollator
-from flan_moe.data.manifest import Manifest, open_with_tables
-from flan_moe.data.mixture_plan import Mixture, plan_epoch
 from flan_moe.data.packing import MAX_WORKERS, Overlong
-from flan_moe.data.remote import TIMEOUT_S, OpenedDirectory, fetch, open_location
-from flan_moe.data.seen import SeenTasks
-from flan_moe.data.shards import INDEX, ShardError, check_webdataset
-from flan_moe.data.web_mixture import Tar, WebMixture
+from flan_moe.data.storage.manifest import Manifest, open_with_tables
+from flan_moe.data.storage.shards import INDEX, ShardError, check_webdataset
+from flan_moe.data.streaming.loader import TOKENS_KEY, MeasuringCollator
+from flan_moe.data.streaming.mixture_plan import Mixture, plan_epoch
+from flan_moe.data.streaming.remote import TIMEOUT_S, OpenedDirectory, fetch, open_location
+from flan_moe.data.streaming.seen import SeenTasks
+from flan_moe.data.streaming.web_mixture import Tar, WebMixture
 from flan_moe.data.whole_number import check_whole
 
 if TYPE_CHECKING:

@@ -9,16 +9,16 @@ from functools import partial
 from pathlib import Path
 
 from flan_moe.data.forms import Forms
-from flan_moe.data.held_out import held_out_names
-from flan_moe.data.raw_answers import answer_options
-from flan_moe.data.raw_division import Divided, RawOptions, divide
-from flan_moe.data.raw_forms import task_forms
-from flan_moe.data.raw_inversion import inverted_examples, inverted_name
-from flan_moe.data.raw_tasks import FoundTask, found_tasks
 from flan_moe.data.readers import RawTask, Record
 from flan_moe.data.registry import load_registry
+from flan_moe.data.sources.answers import answer_options
+from flan_moe.data.sources.division import Divided, RawOptions, divide
+from flan_moe.data.sources.held_out import held_out_names
+from flan_moe.data.sources.inversion import inverted_examples, inverted_name
+from flan_moe.data.sources.prompt_forms import task_forms
+from flan_moe.data.sources.task_source import TaskContent, TaskSource
+from flan_moe.data.sources.tasks import FoundTask, found_tasks
 from flan_moe.data.suite import SuiteItem
-from flan_moe.data.task_source import TaskContent, TaskSource
 
 __all__ = ["Divided", "RawOptions", "answer_options", "divide", "raw_sources", "task_forms"]
 
@@ -99,7 +99,7 @@ def raw_sources(
                 )
             )
     if templated is not None:
-        from flan_moe.data.templated_sources import templated_sources
+        from flan_moe.data.sources.templated import templated_sources
 
         sources += templated_sources(templated, options, held_out=named | listed)
     if not sources:

@@ -1,10 +1,10 @@
 """The same mixture from WebDataset tars: the same samples in every epoch, in an order of its own.
 
 Tars are read from front to back, which suits slow disks and stores that are bad at small reads.
-What an epoch holds is decided by the same plan as for MDS shards (`flan_moe.data.epoch_plan`), so
-the quotas are exact here too, samples that are not wanted are passed over, and nothing comes again
-before all of its task and setting have come. Readers of several tars take turns, and a buffer is
-shuffled, as tars hold task after task.
+What an epoch holds is decided by the same plan as for MDS shards
+(`flan_moe.data.streaming.epoch_plan`), so the quotas are exact here too, samples not wanted
+are passed over, and nothing comes again before all of its task and setting have come. Readers of
+several tars take turns, and a buffer is shuffled, as tars hold task after task.
 
 What tars cannot do: resume within an epoch (start at an epoch with ``first_epoch``), and give an
 order that does not depend on the number of workers and ranks.
@@ -22,9 +22,9 @@ import numpy as np
 from streaming.base.world import World
 from torch.utils.data import IterableDataset, get_worker_info
 
-from flan_moe.data.epoch_plan import Chosen, EpochPlan, Segment
-from flan_moe.data.remote import Location, fetch
-from flan_moe.data.shards import Sample, ShardError, decode_tar_sample, tar_member_number
+from flan_moe.data.storage.shards import Sample, ShardError, decode_tar_sample, tar_member_number
+from flan_moe.data.streaming.epoch_plan import Chosen, EpochPlan, Segment
+from flan_moe.data.streaming.remote import Location, fetch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

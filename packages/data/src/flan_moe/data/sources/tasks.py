@@ -58,7 +58,7 @@ def found_tasks(
     stand_ins: bool,
     seed: int,
 ) -> Iterator[FoundTask]:
-    """The tasks of all paths that are given; see `flan_moe.data.raw_sources.raw_sources`.
+    """The tasks of all paths that are given; see `flan_moe.data.sources.raw.raw_sources`.
 
     Raises:
         RawDataError: A path holds no such file.

@@ -11,13 +11,13 @@ import torch
 from streaming import StreamingDataLoader
 from torch import Tensor
 
-from flan_moe.data.manifest import Manifest, read_manifest
-from flan_moe.data.mixture import build_mixture_dataset
-from flan_moe.data.mixture_plan import Mixture
 from flan_moe.data.packing import MAX_WORKERS, Overlong, PackedCollator
-from flan_moe.data.remote import TIMEOUT_S, open_location
-from flan_moe.data.seen import SeenTasks
-from flan_moe.data.task_table import TaskTable
+from flan_moe.data.storage.manifest import Manifest, read_manifest
+from flan_moe.data.storage.task_table import TaskTable
+from flan_moe.data.streaming.mixture import build_mixture_dataset
+from flan_moe.data.streaming.mixture_plan import Mixture
+from flan_moe.data.streaming.remote import TIMEOUT_S, open_location
+from flan_moe.data.streaming.seen import SeenTasks
 from flan_moe.data.whole_number import check_whole
 
 TOKENS_KEY = "example_tokens"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from flan_moe.data.manifest import MANIFEST_FILE, Manifest, open_data_directory
 from flan_moe.data.offline.manifest import is_packed
 from flan_moe.data.offline.verify import verify_packed_directory
-from flan_moe.data.shards import ShardError, check_webdataset, read_mds, read_webdataset
-from flan_moe.data.task_table import read_task_table
-from flan_moe.data.tokenizer import load_tokenizer
+from flan_moe.data.storage.manifest import MANIFEST_FILE, Manifest, open_data_directory
+from flan_moe.data.storage.shards import ShardError, check_webdataset, read_mds, read_webdataset
+from flan_moe.data.storage.task_table import read_task_table
+from flan_moe.data.tokenization.tokenizer import load_tokenizer
 
 
 def verify_data_directory(directory: str | Path) -> Iterator[str]:

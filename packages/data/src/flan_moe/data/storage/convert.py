@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 
 from flan_moe.data.building.disk import writing
-from flan_moe.data.manifest import (
+from flan_moe.data.storage.manifest import (
     MANIFEST_FILE,
     Manifest,
     file_sha256,
     open_data_directory,
     read_manifest,
 )
-from flan_moe.data.provenance import read_provenance
-from flan_moe.data.shards import (
+from flan_moe.data.storage.provenance import read_provenance
+from flan_moe.data.storage.shards import (
     DEFAULT_SHARD_BYTES,
     INDEX,
     ShardError,
@@ -34,8 +34,8 @@ from flan_moe.data.shards import (
     write_mds,
     write_webdataset,
 )
-from flan_moe.data.staging import staged_directory
-from flan_moe.data.task_table import TABLE_FILE
+from flan_moe.data.storage.staging import staged_directory
+from flan_moe.data.storage.task_table import TABLE_FILE
 
 FORMATS = ("webdataset", "mds")
 TARS = "webdataset"

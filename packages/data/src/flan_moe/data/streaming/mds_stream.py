@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from streaming import Stream
 from streaming.base.format.mds import MDSReader
 
-from flan_moe.data.remote import Location, fetch
-from flan_moe.data.shards import HASH, ShardError
+from flan_moe.data.storage.shards import HASH, ShardError
+from flan_moe.data.streaming.remote import Location, fetch
 
 if TYPE_CHECKING:
     from streaming.base.format import Reader

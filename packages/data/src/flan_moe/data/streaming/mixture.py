@@ -22,13 +22,13 @@ from streaming.base.shuffle import get_shuffle
 from streaming.base.world import World
 from torch import distributed
 
-from flan_moe.data.epoch_plan import Chosen, EpochPlan
-from flan_moe.data.manifest import open_with_tables
-from flan_moe.data.mds_stream import MixtureStream
-from flan_moe.data.mixture_plan import Mixture, plan_epoch
-from flan_moe.data.remote import TIMEOUT_S, Location, OpenedDirectory, open_location
-from flan_moe.data.shards import INDEX
-from flan_moe.data.shared_memory import (
+from flan_moe.data.storage.manifest import open_with_tables
+from flan_moe.data.storage.shards import INDEX
+from flan_moe.data.streaming.epoch_plan import Chosen, EpochPlan
+from flan_moe.data.streaming.mds_stream import MixtureStream
+from flan_moe.data.streaming.mixture_plan import Mixture, plan_epoch
+from flan_moe.data.streaming.remote import TIMEOUT_S, Location, OpenedDirectory, open_location
+from flan_moe.data.streaming.shared_memory import (
     belongs,
     construction,
     discard_run_state,
@@ -298,8 +298,8 @@ def build_mixture_dataset(
     """Open one split of a data directory as a weighted mixture.
 
     Args:
-        path: Built by ``flan-moe-data``; a folder, or the URL of one (`flan_moe.data.remote`),
-            whose shards are then fetched as they are needed.
+        path: Built by ``flan-moe-data``; a folder, or the URL of one
+            (`flan_moe.data.streaming.remote`), whose shards are then fetched as they are needed.
         batch_size: Raw examples in the batch of one device.
         split: ``"train"`` or ``"validation"``.
         weights: Stored mixture, then its weight; None weighs all tasks by ``min(count, cap)``.

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from flan_moe.data.byte_tokenizer import byte_tokenizer
-from flan_moe.data.staging import staged_directory
-from flan_moe.data.unigram import train_unigram
+from flan_moe.data.storage.staging import staged_directory
+from flan_moe.data.tokenization.byte_tokenizer import byte_tokenizer
+from flan_moe.data.tokenization.unigram import train_unigram
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

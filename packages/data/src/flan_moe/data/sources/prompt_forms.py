@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from flan_moe.data.forms import Forms, FormShares, Style, UnderDefinition, shares_of
 from flan_moe.data.forms.wordings import WORDINGS
 from flan_moe.data.prompts import COT_CUES, DEFINITION_LAYOUTS, definition_prompt
-from flan_moe.data.raw_division import unasked_examples
 from flan_moe.data.readers import RawTask, Record
+from flan_moe.data.sources.division import unasked_examples
 
 EXPLAINED_LAYOUTS = 3  # every so many wordings of a definition show why its examples are right
 

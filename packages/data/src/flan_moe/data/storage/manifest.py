@@ -10,9 +10,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from flan_moe.data.json_types import check_types
-from flan_moe.data.shards import check_mds
-from flan_moe.data.task_table import TABLE_FILE, TaskTable, read_task_table
-from flan_moe.data.tokenizer import tokenizer_fingerprint
+from flan_moe.data.storage.shards import check_mds
+from flan_moe.data.storage.task_table import TABLE_FILE, TaskTable, read_task_table
+from flan_moe.data.tokenization.tokenizer import tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -134,7 +134,7 @@ def open_data_directory(
             verifies the bytes of directories up to `AUTO_HASH_BYTES`,
             which is quick.
         complete: Whether every file must be there; False for the cache of a remote directory
-            (`flan_moe.data.remote`), where only what is there is checked.
+            (`flan_moe.data.streaming.remote`), where only what is there is checked.
 
     Returns:
         Its manifest.

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flan_moe.data.example import Example
-from flan_moe.data.raw_sources import RawOptions
 from flan_moe.data.registry import load_registry
+from flan_moe.data.sources.raw import RawOptions
+from flan_moe.data.sources.task_source import TaskContent, TaskSource
 from flan_moe.data.spool.reader import SpoolTask, spool_tasks
 from flan_moe.data.suite import EXEMPLARS, SuiteItem
-from flan_moe.data.task_source import TaskContent, TaskSource
 from flan_moe.data.template_types import ZS_NOOPT, ZS_OPT, template_type
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from flan_moe.data.manifest import MANIFEST_FILE, file_sha256, read_manifest
-from flan_moe.data.transports import FinalError, Transport, transport_for
+from flan_moe.data.storage.manifest import MANIFEST_FILE, file_sha256, read_manifest
+from flan_moe.data.streaming.transports import FinalError, Transport, transport_for
 
 ATTEMPTS = 3
 TIMEOUT_S = 20.0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flan_moe.data.shards import Sample, ShardError, check_mds
+from flan_moe.data.storage.shards import Sample, ShardError, check_mds
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,7 +28,7 @@ class StoredSamples:
     def __init__(self, directory: str | Path) -> None:
         from streaming.base.format import reader_from_json
 
-        from flan_moe.data.mds_stream import MappedReader
+        from flan_moe.data.streaming.mds_stream import MappedReader
 
         self.directory = Path(directory)
         self._entries = check_mds(directory)["shards"]

@@ -18,8 +18,8 @@ from flan_moe.data.forms.wordings.inversions import (
     QUESTION_FROM_REASONING,
     REASONING_FROM_ANSWER,
 )
-from flan_moe.data.raw_forms import task_forms
 from flan_moe.data.readers import RawTask, Record
+from flan_moe.data.sources.prompt_forms import task_forms
 
 PREFIX = "cot_input_inversion_"
 

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 from streaming.base.world import World
 
-from flan_moe.data.epoch_plan import Cells, EpochPlan, Stage
-from flan_moe.data.manifest import Manifest
 from flan_moe.data.mixing.apply import apply_mixture
 from flan_moe.data.mixing.curriculum import Curriculum
 from flan_moe.data.mixing.load import load_mixture
 from flan_moe.data.mixing.rates import mixture_weights, proportional_rates, whole_shares
 from flan_moe.data.mixing.shares import TaskShare, TaskSize
 from flan_moe.data.mixing.spec import MixtureSpec
-from flan_moe.data.task_table import TaskTable, read_task_table
+from flan_moe.data.storage.manifest import Manifest
+from flan_moe.data.storage.task_table import TaskTable, read_task_table
+from flan_moe.data.streaming.epoch_plan import Cells, EpochPlan, Stage
 
 LARGEST_EPOCH = 10**9
 

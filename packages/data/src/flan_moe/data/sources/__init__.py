@@ -1,0 +1,1 @@
+"""Sources of tasks, raw or templated, divided into training, validation and evaluation."""

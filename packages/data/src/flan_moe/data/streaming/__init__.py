@@ -1,0 +1,1 @@
+"""From a stored directory, near or far, to batches: a weighted mixture that resumes exactly."""
