@@ -68,6 +68,58 @@ def test_a_packed_batch_trains_like_its_examples_one_by_one():
     torch.testing.assert_close(together.loss.double(), total / count, rtol=1e-5, atol=1e-6)
 
 
+@pytest.fixture(scope="module")
+def mini_flan(tmp_path_factory):
+    """A small data directory, as a user would build it."""
+    from flan_moe.data import BuildOptions, build_data_directory, mini_flan_sources
+
+    folder = tmp_path_factory.mktemp("contracts") / "mini-flan"
+    sources = mini_flan_sources(examples=6, validation=0, evaluation=2, seed=0)
+    options = BuildOptions(
+        name="mini-flan", source="tests", vocab_size=400, max_input_tokens=128, max_target_tokens=48
+    )
+    build_data_directory(folder, sources, options, report=lambda line: None)
+    return folder
+
+
+@pytest.mark.parametrize("rows", [None, 24], ids=["rows as needed", "blank rows"])
+def test_a_loaders_packed_batch_has_the_logits_and_gradients_of_its_examples(mini_flan, rows):
+    """Data -> model: what a real loader packs into a row does not attend across segments."""
+    from flan_moe.data import dataloader, read_manifest
+
+    size = read_manifest(mini_flan).vocab_size
+    torch.manual_seed(0)
+    config = tiny_config(vocab_size=size, dropout_rate=0.0, balance_coef=0.0)
+    model = FlanMoEForConditionalGeneration(config).eval()
+    budget = {"max_input_tokens": 256, "max_target_tokens": 96}
+    batch = next(iter(dataloader(mini_flan, batch_size=24, rows=rows, **budget)))
+    assert len(batch.pop("task_ids")) == 24
+    last_B = batch["encoder_segments"].amax(1).tolist()
+    assert sum(last_B) == 24, "every example is there"
+    assert max(last_B) > 2, "the case must exercise several in a row"
+    assert (0 in last_B) == (rows is not None), "the case must exercise rows of padding"
+
+    together = model(**batch)
+    together.loss.backward()
+    packed = {name: weight.grad.clone() for name, weight in model.named_parameters()}
+    model.zero_grad()
+    count = int((batch["labels"] != -100).sum())
+    for row, last in enumerate(last_B):
+        for segment in range(1, last + 1):
+            source = batch["encoder_segments"][row] == segment
+            target = batch["decoder_segments"][row] == segment
+            alone = model(
+                input_ids=batch["input_ids"][row][source][None],
+                labels=batch["labels"][row][target][None],
+            )
+            torch.testing.assert_close(
+                together.logits[row][target], alone.logits[0], rtol=1e-5, atol=1e-5
+            )
+            (alone.loss * int(target.sum()) / count).backward()
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(packed[name], weight.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
 def test_the_dense_twin_is_trained_and_evaluated_through_the_same_interface():
     sparse, dense = tiny_config(), dense_twin(tiny_config())
     outputs = []

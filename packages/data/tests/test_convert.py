@@ -1,6 +1,11 @@
 """Shards to tars and back: the same samples, the same bytes, and nothing half-done."""
 
 import shutil
+import sys
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from shutil import rmtree
 
 import pytest
 
@@ -46,6 +51,41 @@ def test_shards_that_are_missing_or_damaged_come_back_from_the_tars(mini, mini_c
     open_data_directory(mini_copy)
     with pytest.raises(FileExistsError, match="there already, and undamaged"):
         list(convert_data_directory(mini_copy, "mds"))
+
+
+def test_restoring_shards_can_be_killed_whenever_a_file_is_put_in_place(
+    mini, mini_copy, monkeypatch
+):
+    for kill_at in count():
+        for file in (mini_copy / "train" / "cot").glob("*.mds"):
+            file.unlink()
+        calls = count()
+        with monkeypatch.context() as patch:
+            for name in ("rename", "replace"):
+                original = getattr(Path, name)
+
+                def killed(self, target, original=original, calls=calls, kill_at=kill_at):
+                    if next(calls) == kill_at:
+                        raise KeyboardInterrupt
+                    return original(self, target)
+
+                patch.setattr(Path, name, killed)
+            patch.setattr("flan_moe.data.storage.convert.shutil.rmtree", kept_by_a_kill)
+            try:
+                list(convert_data_directory(mini_copy, "mds"))
+                break
+            except KeyboardInterrupt:
+                pass
+        with suppress(FileExistsError):  # killed after all was in place
+            list(convert_data_directory(mini_copy, "mds"))
+        assert tree(mini_copy) == tree(mini)
+    assert kill_at > 0
+
+
+def kept_by_a_kill(path, **options):
+    """Removes what a process would before it is killed, not what it would clean up after."""
+    if sys.exc_info()[0] is not KeyboardInterrupt:
+        rmtree(path, **options)
 
 
 def test_tars_that_are_damaged_or_of_other_data_change_nothing(mini, rebuild, mini_copy, tmp_path):

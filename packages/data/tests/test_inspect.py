@@ -275,6 +275,7 @@ def test_the_printed_examples_work(mini, tmp_path, monkeypatch, capsys):
         (["stats", "DIR", "--mixture", "flan2023"], "flan2023"),
         (["stats", "DIR", "--max-input-tokens", "3"], "max_input_tokens is 3: 100.00%"),
         (["stats", "PACKED", "--html", "x"], "holds packed rows: --html is not for them"),
+        (["stats", "DIR", "--html", "no/x.html"], "no/x.html: its folder does not exist"),
         (["pack", "nowhere", "--out", "x"], "nowhere/manifest.json: no such file"),
         (["pack", "DIR", "--out", "x", "--samples", "0"], "samples is 0; expected a positive"),
         (["pack", "DIR", "--out", "x", "--weights", "cot"], "--weights 'cot'; expected NAME="),

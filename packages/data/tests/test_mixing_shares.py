@@ -123,8 +123,23 @@ def test_shares_sum_to_one_and_follow_the_weights(tasks, temperature, cap):
         ({"factors": {"x": 0}}, "factors.x is 0"),
         ({"template_shares": {"zs": 1}}, "template_shares.zs: no such setting"),
         ({"template_shares": {"zs_opt": 0}}, "all are 0"),
+        ({"template_shares": {"zs_opt": 1e308, "fs_opt": 1e308}}, "their sum overflows"),
+        ({"cap": 1.5}, r"cap is 1\.5"),
+        ({"cap": "3"}, "cap is '3'"),
+        ({"mixtures": "muffin"}, "mixtures is 'muffin'; expected a tuple"),
+        ({"tasks": "*"}, r"tasks is '\*'"),
+        ({"without": (3,)}, r"without is \(3,\)"),
     ],
 )
 def test_a_sub_mixture_refuses_values_that_mean_nothing(change, message):
     with pytest.raises(ValueError, match=message):
         SubMixture(**{"weight": 1, "mixtures": ("a",)} | change)
+
+
+@pytest.mark.parametrize(
+    "change", [{"temperature": 1e-3}, {"temperature": 1e-310}, {"factors": {"*": 1e308}}]
+)
+def test_rates_that_overflow_are_refused(change):
+    mixture = spec(one=SubMixture(weight=1, mixtures=("a",), **change))
+    with pytest.raises(ValueError, match=r"sub_mixtures\.one: rates overflow"):
+        task_shares(mixture, [size("x", 60, "a"), size("y", 40, "a")])

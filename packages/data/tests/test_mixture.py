@@ -211,12 +211,37 @@ def test_a_state_of_another_mixture_is_refused(mini, mini_copy):
         dataloader(mini, **{**options, "epoch_size": 264}),
         dataloader(mini, **options, weights=WEIGHTS),
         dataloader(mini, **options, split="validation"),
+        dataloader(mini, **options, shuffle=False),
     ):
         with pytest.raises(ValueError, match="resumes only on the same data"):
             changed.load_state_dict(state)
     del state["mixture_fingerprint"]
     with pytest.raises(ValueError, match="mixture_fingerprint is None"):
         dataloader(mini, **options).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("epoch", -1, "epoch is -1; expected a whole number"),
+        ("epoch", None, "epoch is None"),
+        ("sample_in_epoch", -8, "sample_in_epoch is -8"),
+        ("sample_in_epoch", 3.5, r"sample_in_epoch is 3\.5"),
+        ("sample_in_epoch", 241, "sample_in_epoch is 241; expected at most 240"),
+        ("num_canonical_nodes", 2, "num_canonical_nodes is 2; expected 1"),
+        ("shuffle_seed", "0", "shuffle_seed is '0'"),
+    ],
+)
+def test_a_damaged_state_is_refused_and_not_read_as_another_position(mini, key, value, message):
+    loader = dataloader(mini, batch_size=24, epoch_size=240)
+    loader.load_state_dict(loader.state_dict())  # before the first epoch
+    next(iter(loader))
+    state = loader.state_dict()
+    with pytest.raises(ValueError, match=f"data state: {message}"):
+        loader.load_state_dict({**state, key: value})
+    with pytest.raises(ValueError, match=f"data state: {key} is None"):
+        loader.load_state_dict({name: state[name] for name in state if name != key})
+    loader.load_state_dict(state)
 
 
 SPEC = MixtureSpec(
@@ -337,6 +362,16 @@ def test_overlong_examples_are_refused_before_training(mini):
         ({"batch_size": 8, "weights": {"flan": 1}}, r"weights\.flan: no such mixture"),
         ({"batch_size": 8, "weights": WEIGHTS, "epoch_size": 8}, "'cot' with share 0.03"),
         ({"batch_size": 8, "num_workers": -1}, "num_workers is -1"),
+        ({"batch_size": 8, "num_workers": True}, "num_workers is True"),
+        ({"batch_size": "8"}, "batch_size is '8'; expected a positive whole number"),
+        ({"batch_size": 2.5}, r"batch_size is 2\.5"),
+        ({"batch_size": 8, "epoch_size": 16.0}, r"epoch_size is 16\.0"),
+        ({"batch_size": 8, "seed": -1}, "seed is -1; expected a whole number, 0 or more"),
+        ({"batch_size": 8, "seed": 1.5}, r"seed is 1\.5"),
+        ({"batch_size": 8, "rows": 1.5}, r"rows is 1\.5"),
+        ({"batch_size": 8, "max_input_tokens": 0}, "max_input_tokens is 0"),
+        ({"batch_size": 8, "max_target_tokens": 0}, "max_target_tokens is 0"),
+        ({"batch_size": 8, "max_input_tokens": 64.0}, r"max_input_tokens is 64\.0"),
         ({"batch_size": 8, "weights": WEIGHTS, "mixture": SPEC}, "weights and mixture are both"),
     ],
 )

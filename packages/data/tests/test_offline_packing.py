@@ -19,9 +19,9 @@ from flan_moe.data.offline.draw import MixtureDraw
 from flan_moe.data.offline.loader import packed_dataloader
 from flan_moe.data.offline.manifest import open_packed_directory, read_packed_manifest
 from flan_moe.data.offline.pack import PackOptions, pack_directory
-from flan_moe.data.offline.rows import read_rows
+from flan_moe.data.offline.rows import read_rows, read_segments
 from flan_moe.data.packing import assign_rows, pack_windows
-from flan_moe.data.storage.shards import read_mds
+from flan_moe.data.storage.shards import ShardError, read_mds
 from flan_moe.data.storage.stored import StoredSamples
 from flan_moe.data.streaming.loader import dataloader
 from flan_moe.data.streaming.mixture import build_mixture_dataset
@@ -393,3 +393,27 @@ def test_damage_is_named(packed, tmp_path):
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         PackOptions(**options)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"PK\x03\x04" + bytes(40),
+        b"\x80\x04N.",
+        b"\x93NUMPY\x01\x00\x48\x00"
+        + b"{'descr': '<u4', 'fortran_order': False, 'shape': (10000000000000,)}".ljust(71)
+        + b"\n",
+    ],
+    ids=["empty", "archive", "pickle", "40 TB"],
+)
+def test_a_table_of_rows_that_is_none_is_refused(tmp_path, content):
+    (tmp_path / "segments.npy").write_bytes(content)
+    with pytest.raises(ShardError, match=r"segments\.npy: missing or damaged table of rows"):
+        read_segments(tmp_path)
+
+
+def test_more_examples_than_memory_holds_are_refused_before_work(mini, tmp_path):
+    with pytest.raises(ValueError, match=r"epochs is 1000000000, which makes \d+ examples"):
+        pack_mini(mini, tmp_path / "out", epochs=10**9)
+    assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from flan_moe.data.storage.manifest import read_manifest
@@ -75,6 +76,21 @@ def test_tokens_are_counted_as_trained_on(mini):
     assert overlong == dropped.collate_fn.counts()["dropped"] > 0
     assert sum(seen.input_tokens for seen in counts.values()) == tokens
     assert sum(seen.samples for seen in counts.values()) == 18 * 40
+    static = dataloader(mini, batch_size=24, rows=2)  # too few for most of a batch
+    tokens = sum(int((batch["labels"] != -100).sum()) for batch in static)
+    assert sum(seen.target_tokens for seen in static.seen.counts().values()) == tokens
+    assert static.collate_fn.counts()["dropped"] > 0
+
+
+def test_a_sample_of_an_unlisted_task_is_refused():
+    seen = SeenTasks({7: "a", 10**15: "b"})  # ids may be anything
+    seen.add(np.array([7, 10**15, 7]), np.array([[1, 2], [3, 4], [5, 6]]))
+    assert {name: vars(of) for name, of in seen.counts().items()} == {
+        "a": {"samples": 2, "input_tokens": 6, "target_tokens": 8},
+        "b": {"samples": 1, "input_tokens": 3, "target_tokens": 4},
+    }
+    with pytest.raises(ValueError, match="a sample is of task 8, which the manifest does not"):
+        seen.add(np.array([8]), np.array([[1, 1]]))
 
 
 def test_counts_of_an_unknown_task_are_refused():

@@ -58,6 +58,8 @@ def _run(arguments: argparse.Namespace) -> None:
         raise FileExistsError(
             f"{arguments.html} exists already; choose another place or pass --overwrite"
         )
+    if arguments.html is not None and not Path(arguments.html).absolute().parent.is_dir():
+        raise FileNotFoundError(f"{arguments.html}: its folder does not exist")  # before the work
     statistics = gather_statistics(
         arguments.directory,
         split=arguments.split or "train",

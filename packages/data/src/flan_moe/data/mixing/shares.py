@@ -3,11 +3,13 @@
 Examples-proportional mixing with a maximum (Raffel et al. 2020, section 3.5.2; FLAN, in its
 flan/v2/mixtures_utils.py): a task with n samples under cap K and temperature T has the rate
 ``factor * min(n, K) ** (1 / T)``; rates are normalised within a sub-mixture and sub-mixtures are
-combined by weight. Weights of sub-mixtures without any task are divided among the others.
+combined by weight. Weights of sub-mixtures that have no task at hand, or only held-out ones or ones
+without any wanted setting, are divided among the others.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -64,8 +66,8 @@ def task_shares(
         held_out: Names of tasks that ``@SET`` entries of the specification stand for.
 
     Raises:
-        ValueError: A task belongs to two sub-mixtures, a sub-mixture with a weight selects only
-            held-out tasks or tasks without any wanted setting, or no task is left.
+        ValueError: A task belongs to two sub-mixtures, the rates of a sub-mixture overflow, or no
+            task is left.
     """
     apart = set(held_out)
     patterns = tuple(name for name in spec.held_out if not name.startswith("@"))
@@ -85,6 +87,12 @@ def task_shares(
                 totals[home] += rate
         wanted.append(parts)
         rates.append(rate)
+    for name, sub in spec.sub_mixtures.items():
+        if not totals[name] < math.inf:
+            raise ValueError(
+                f"mixture {spec.name!r}: sub_mixtures.{name}: rates overflow under temperature "
+                f"{sub.temperature} and factors {dict(sub.factors)}; expected moderate ones"
+            )
     weight = sum(sub.weight for name, sub in spec.sub_mixtures.items() if totals[name] > 0)
     if not weight > 0:
         raise ValueError(f"mixture {spec.name!r}: none of the {len(tasks)} tasks gets a share")
@@ -134,7 +142,10 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 def _rate(sub: SubMixture, task: TaskSize) -> float:
     factor = next((f for pattern, f in sub.factors.items() if fnmatchcase(task.name, pattern)), 1.0)
     capped = task.count if sub.cap is None else min(task.count, sub.cap)
-    return factor * capped ** (1 / sub.temperature)
+    try:
+        return factor * capped ** (1 / sub.temperature)
+    except OverflowError:
+        return math.inf
 
 
 def _wanted(sub: SubMixture, task: TaskSize) -> Mapping[str, float]:

@@ -49,10 +49,12 @@ class SubMixture:
         """
         _check_number("weight", self.weight, least=0)
         _check_number("temperature", self.temperature, above=0)
+        for key in ("mixtures", "tasks", "without"):
+            _check_names(key, getattr(self, key))
         if not self.mixtures or not self.tasks:
             key = "tasks" if self.mixtures else "mixtures"
             raise ValueError(f"{key} is empty; expected at least one name")
-        if self.cap is not None and (isinstance(self.cap, bool) or self.cap < 1):
+        if self.cap is not None and (type(self.cap) is not int or self.cap < 1):
             raise ValueError(f"cap is {self.cap!r}; expected a positive whole number or null")
         for pattern, factor in self.factors.items():
             _check_number(f"factors.{pattern}", factor, above=0)
@@ -64,8 +66,11 @@ class SubMixture:
                     f"template_shares.{name}: no such setting; expected {', '.join(TEMPLATE_TYPES)}"
                 )
             _check_number(f"template_shares.{name}", share, least=0)
-        if not sum(self.template_shares.values()) > 0:
+        total = sum(self.template_shares.values())
+        if not total > 0:
             raise ValueError("template_shares: all are 0; expected at least one above")
+        if not total < math.inf:
+            raise ValueError("template_shares: their sum overflows; expected a finite one")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +98,16 @@ class MixtureSpec:
         """
         if not self.sub_mixtures:
             raise ValueError("sub_mixtures is empty; expected at least one")
+        _check_names("held_out", self.held_out)
         total = sum(sub.weight for sub in self.sub_mixtures.values())
         if not 0 < total < math.inf:
             raise ValueError(f"the weights of sub_mixtures sum to {total}; expected above 0")
+
+
+def _check_names(key: str, value: Any) -> None:
+    """A single text would be taken for its letters."""
+    if isinstance(value, str) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"{key} is {value!r}; expected a tuple of texts")
 
 
 def _check_number(

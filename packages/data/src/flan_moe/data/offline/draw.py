@@ -15,6 +15,7 @@ from flan_moe.data.storage.shards import Sample
 from flan_moe.data.storage.stored import StoredSamples
 from flan_moe.data.streaming.epoch_plan import EpochPlan
 from flan_moe.data.streaming.mixture_plan import plan_epoch
+from flan_moe.data.whole_number import check_whole
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -59,8 +60,8 @@ class MixtureDraw:
             ValueError: The directory is damaged, or an argument does not fit; names file or key.
         """
         directory = Path(directory)
-        if epoch_size is not None and epoch_size < 1:
-            raise ValueError(f"epoch_size is {epoch_size}; expected a positive whole number")
+        if epoch_size is not None:
+            check_whole("epoch_size", epoch_size)
         manifest, tables = open_with_tables(directory, hashes=verify)
         plan = plan_epoch(
             directory,

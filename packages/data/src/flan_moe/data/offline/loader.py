@@ -28,6 +28,7 @@ from flan_moe.data.streaming.loader import MEASURES_KEY, MixtureLoader
 from flan_moe.data.streaming.mixture import MixtureDataset
 from flan_moe.data.streaming.mixture_plan import natural_epoch
 from flan_moe.data.streaming.seen import SeenTasks
+from flan_moe.data.whole_number import check_whole
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -165,8 +166,10 @@ def packed_dataloader(
         ValueError: The directory is damaged or an argument does not fit; names file or key.
     """
     for key, value in (("batch_size", batch_size), ("epoch_size", epoch_size)):
-        if value is not None and (isinstance(value, bool) or value < 1):
-            raise ValueError(f"{key} is {value!r}; expected a positive whole number")
+        if value is not None or key == "batch_size":
+            check_whole(key, value)
+    check_whole("seed", seed, least=0)
+    check_whole("num_workers", num_workers, least=0)
     if not 0 <= num_workers <= MAX_WORKERS:
         raise ValueError(f"num_workers is {num_workers!r}; expected 0 to {MAX_WORKERS}")
     path = Path(path)

@@ -18,6 +18,8 @@ from flan_moe.data.packing import WINDOW, Overlong, choose_target_budget, pack_w
 from flan_moe.data.storage.manifest import MANIFEST_FILE, file_sha256
 from flan_moe.data.storage.shards import DEFAULT_SHARD_BYTES
 from flan_moe.data.storage.staging import check_output_directory, staged_directory
+from flan_moe.data.streaming.mixture_plan import LARGEST_EPOCH
+from flan_moe.data.whole_number import check_whole
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,11 +69,13 @@ class PackOptions:
         """
         for key in ("samples", "epochs", "max_input_tokens", "max_target_tokens", "window"):
             value = getattr(self, key)
-            if value is not None and value != "auto" and value < 1:
-                raise ValueError(f"{key} is {value!r}; expected a positive whole number")
+            optional = key == "samples" or key.startswith("max_")
+            if not (optional and value is None) and (key, value) != ("max_target_tokens", "auto"):
+                check_whole(key, value)
         if self.overlong not in get_args(Overlong):
             raise ValueError(f"overlong is {self.overlong!r}; expected one of {get_args(Overlong)}")
-        if not 0 <= self.seed < 2**32:
+        check_whole("seed", self.seed, least=0)
+        if self.seed >= 2**32:
             raise ValueError(f"seed is {self.seed!r}; expected 0 to {2**32 - 1}")
 
 
@@ -112,6 +116,12 @@ def pack_directory(
         mixture=options.mixture,
         epoch_size=options.samples,
     )
+    total = options.epochs * draw.plan.epoch_size
+    if total > LARGEST_EPOCH:
+        raise ValueError(
+            f"epochs is {options.epochs}, which makes {total} examples; expected at most "
+            f"{LARGEST_EPOCH}: their order is held in memory"
+        )
     epochs = [draw.epoch(epoch, options.seed) for epoch in range(options.epochs)]
     budget = _budget(draw, epochs, options, report)
     _check_overlong(draw, epochs, budget, options.overlong)

@@ -111,9 +111,10 @@ def read_segments(directory: Path) -> NDArray[np.int64]:
     """
     file = directory / SEGMENTS_FILE
     try:
-        segments_R = np.load(file, allow_pickle=False)
+        with file.open("rb") as stream:  # np.load would take an archive or a pickle as well
+            segments_R = np.lib.format.read_array(stream, allow_pickle=False)
         if segments_R.dtype != np.dtype("<u4") or segments_R.ndim != 1 or not segments_R.all():
             raise ValueError("expected positive uint32 numbers")
         return segments_R.astype(np.int64)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, MemoryError) as error:
         raise ShardError(f"{file}: missing or damaged table of rows: {error}") from error

@@ -56,10 +56,39 @@ def pack_examples(
     Raises:
         ValueError: An example is overlong under ``"error"``, or none is left.
     """
+    batch, counts, _ = pack_and_measure(
+        examples,
+        max_input_tokens=max_input_tokens,
+        max_target_tokens=max_target_tokens,
+        pack=pack,
+        rows=rows,
+        overlong=overlong,
+        pad_token_id=pad_token_id,
+        pad_to_multiple_of=pad_to_multiple_of,
+    )
+    return batch, counts
+
+
+def pack_and_measure(
+    examples: Sequence[Mapping[str, Any]],
+    *,
+    max_input_tokens: int,
+    max_target_tokens: int,
+    pack: bool,
+    rows: int | None,
+    overlong: Overlong,
+    pad_token_id: int,
+    pad_to_multiple_of: int,
+) -> tuple[dict[str, Tensor], dict[str, int], np.ndarray]:
+    """As `pack_examples`, and the tokens of each example that are in the batch, (N, 2) int64.
+
+    They are 0 for examples that were dropped, for whatever reason.
+    """
     budget = (max_input_tokens, max_target_tokens)
     kept: list[tuple[np.ndarray, np.ndarray]] = []
+    places: list[int] = []
     counts = {"examples": len(examples), "truncated": 0, "dropped": 0}
-    for example in examples:
+    for place, example in enumerate(examples):
         source, target = example["input_ids"], example["labels"]
         if len(source) > budget[0] or len(target) > budget[1]:
             if overlong == "error":
@@ -74,6 +103,7 @@ def pack_examples(
             # A prompt's question is at its end. A cut target has no eos: it does not end there.
             source, target = source[-budget[0] :], target[: budget[1]]
         kept.append((source, target))
+        places.append(place)
     lengths = [(len(source), len(target)) for source, target in kept]
     assignment = assign_rows(lengths, budget) if pack else [[i] for i in range(len(kept))]
     if rows is not None:
@@ -86,7 +116,10 @@ def pack_examples(
         )
     batch = _layout(kept, assignment, budget, rows, pad_token_id, pad_to_multiple_of)
     task_ids = torch.tensor([int(example["task"]) for example in examples], dtype=torch.int64)
-    return {"task_ids": task_ids, **batch}, counts
+    tokens_N2 = np.zeros((len(examples), 2), np.int64)
+    for index in chain.from_iterable(assignment):
+        tokens_N2[places[index]] = lengths[index]
+    return {"task_ids": task_ids, **batch}, counts, tokens_N2
 
 
 def _layout(

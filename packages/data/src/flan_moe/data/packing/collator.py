@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from flan_moe.data.packing.batch import Overlong, pack_examples
+from flan_moe.data.packing.batch import Overlong, pack_and_measure
+from flan_moe.data.whole_number import check_whole
 
 MAX_WORKERS = 256
 _COUNTS = ("examples", "truncated", "dropped")
@@ -46,14 +48,20 @@ class PackedCollator:
         """
         for key in ("max_input_tokens", "max_target_tokens", "rows", "pad_to_multiple_of"):
             value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ValueError(f"{key} is {value!r}; expected a positive whole number")
+            if value is not None or key != "rows":
+                check_whole(key, value)
         if self.overlong not in get_args(Overlong):
             raise ValueError(f"overlong is {self.overlong!r}; expected one of {get_args(Overlong)}")
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Pack one batch; see `pack_examples`."""
-        batch, counts = pack_examples(
+        return self._measured(examples)[0]
+
+    def _measured(
+        self, examples: Sequence[Mapping[str, Any]]
+    ) -> tuple[dict[str, Tensor], np.ndarray]:
+        """Pack and count one batch; with the tokens of each example in it, (N, 2)."""
+        batch, counts, tokens_N2 = pack_and_measure(
             examples,
             max_input_tokens=self.max_input_tokens,
             max_target_tokens=self.max_target_tokens,
@@ -67,7 +75,7 @@ class PackedCollator:
         # One row per process: no two ever write the same number.
         row = self._counts[0 if worker is None else 1 + worker.id]
         row += torch.tensor([counts[key] for key in _COUNTS])
-        return batch
+        return batch, tokens_N2
 
     def counts(self) -> dict[str, int]:
         """Examples packed so far, prefetched batches included, and how many were cut or dropped."""

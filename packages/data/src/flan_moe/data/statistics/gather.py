@@ -240,7 +240,7 @@ def _packing(
 
     draw = MixtureDraw.open(directory, split=split, mixture=spec, verify=False)
     length_N2 = draw.lengths[draw.epoch(0, seed)[:PACKED_SAMPLES]]
-    inputs = max_input_tokens or manifest.max_input_tokens
+    inputs = manifest.max_input_tokens if max_input_tokens is None else max_input_tokens
     chosen = choose_target_budget(length_N2, inputs)
     budget = (inputs, chosen.max_target_tokens)
     kept_N2 = length_N2[(length_N2 <= budget).all(1)]

@@ -119,6 +119,8 @@ def _restore_shards(directory: Path, manifest: Manifest) -> Iterator[str]:
     shard_bytes = read_provenance(directory).options.get("shard_bytes", DEFAULT_SHARD_BYTES)
     dtype = np.dtype(np.uint16 if manifest.vocab_size <= 1 << 16 else np.uint32)
     parts = [Path(split, name) for split, names in manifest.splits.items() for name in names]
+    for part in parts:  # what a kill has left
+        shutil.rmtree(_partial(directory / part), ignore_errors=True)
     missing = [part for part in parts if not _whole(directory / part)]
     if not missing:
         raise FileExistsError(f"{directory}: its shards are there already, and undamaged")
@@ -130,22 +132,26 @@ def _restore_shards(directory: Path, manifest: Manifest) -> Iterator[str]:
             raise ValueError(f"{table}: missing or damaged; it cannot be made from the tars")
     for part in missing:
         final = directory / part
-        partial = final.with_name(f".{final.name}.converted")
-        shutil.rmtree(partial, ignore_errors=True)
+        partial = _partial(final)
         try:
             with writing(final):
                 samples = read_webdataset(directory / TARS / part)
                 count = write_mds(partial, samples, dtype=dtype, shard_bytes=shard_bytes)
-                shutil.copyfile(final / TABLE_FILE, partial / TABLE_FILE)
             if file_sha256(partial / INDEX) != manifest.files.get(f"{part.as_posix()}/{INDEX}"):
                 raise ShardError(
                     f"{directory / TARS / part}: its samples are not those of {MANIFEST_FILE}"
                 )
-            shutil.rmtree(final)
-            partial.rename(final)
+            # File by file, the index last: stopped at any moment it can be done again, which it
+            # could not be without the task table that stays here.
+            for file in sorted(partial.iterdir(), key=lambda file: file.name == INDEX):
+                file.replace(final / file.name)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         yield f"{part}: {count} samples"
+
+
+def _partial(final: Path) -> Path:
+    return final.with_name(f".{final.name}.converted")
 
 
 def _whole(directory: Path) -> bool:

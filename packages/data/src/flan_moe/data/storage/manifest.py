@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from flan_moe.data.json_types import check_types
 from flan_moe.data.storage.shards import check_mds
-from flan_moe.data.storage.task_table import TaskTable, read_task_table
+from flan_moe.data.storage.task_table import TABLE_FILE, TaskTable, read_task_table
 from flan_moe.data.tokenization.tokenizer import tokenizer_fingerprint
 
 if TYPE_CHECKING:
@@ -193,6 +193,9 @@ def open_with_tables(
         }
         for split, mixtures in manifest.splits.items()
     }
+    for split, by_mixture in tables.items():
+        for name, table in by_mixture.items():
+            _check_tasks(manifest, directory / split / name, table)
     if hashes:
         for name, digest in manifest.files.items():
             if complete or (directory / name).exists():
@@ -205,6 +208,8 @@ def _check_record(record: Mapping[str, Any]) -> None:
     check_types(record, get_type_hints(Manifest))
     for number, task in enumerate(record["tasks"]):
         check_types(task, _TASK_KEYS, f"tasks[{number}].")
+        if task["id"] != number:
+            raise ValueError(f"tasks[{number}].id is {task['id']}; expected {number}, its place")
     for key in ("vocab_size", "max_input_tokens", "max_target_tokens"):
         if record[key] < 1:
             raise ValueError(f"{key} is {record[key]}; expected a positive whole number")
@@ -215,9 +220,13 @@ def _check_record(record: Mapping[str, Any]) -> None:
             )
     paths = [(name, "files") for name in record["files"]]
     for split, mixtures in record["splits"].items():
+        if not mixtures:
+            raise ValueError(f"splits.{split} is empty; expected at least one mixture")
         for mixture, counts in mixtures.items():
             check_types(counts, {"examples": int}, f"splits.{split}.{mixture}.")
             paths.append((f"{split}/{mixture}", "splits"))
+            # Joined to a directory, a part that is absolute replaces it.
+            paths += [(split, "splits"), (mixture, "splits")]
     for path, key in paths:
         if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
             raise ValueError(f"{key}: {path!r} leaves the directory")
@@ -239,6 +248,17 @@ def _checked_mixture(directory: Path, examples: int, hashes: bool, complete: boo
             f"{MANIFEST_FILE} {examples}; expected the same number"
         )
     return table
+
+
+def _check_tasks(manifest: Manifest, directory: Path, table: TaskTable) -> None:
+    """Compare a task table with the list of all tasks, by which samples are counted and named."""
+    for task in table.tasks:
+        listed = manifest.tasks[task.id]["name"] if task.id < len(manifest.tasks) else None
+        if listed != task.name:
+            raise ValueError(
+                f"{directory / TABLE_FILE}: task {task.id} is {task.name!r}, but {MANIFEST_FILE} "
+                f"has {'no such task' if listed is None else repr(listed)}"
+            )
 
 
 def _check_hash(file: Path, digest: str) -> None:

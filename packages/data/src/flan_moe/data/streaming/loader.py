@@ -18,6 +18,7 @@ from flan_moe.data.streaming.mixture import build_mixture_dataset
 from flan_moe.data.streaming.mixture_plan import Mixture
 from flan_moe.data.streaming.remote import TIMEOUT_S, OpenedDirectory, open_location
 from flan_moe.data.streaming.seen import SeenTasks
+from flan_moe.data.whole_number import check_whole
 
 MEASURES_KEY = "example_measures"
 
@@ -37,8 +38,12 @@ class MeasuringCollator(PackedCollator):
     ) -> MeasuringCollator:
         """For a data directory, whose budgets are taken where none are given."""
         return cls(
-            max_input_tokens=max_input_tokens or manifest.max_input_tokens,
-            max_target_tokens=max_target_tokens or manifest.max_target_tokens,
+            max_input_tokens=(
+                manifest.max_input_tokens if max_input_tokens is None else max_input_tokens
+            ),
+            max_target_tokens=(
+                manifest.max_target_tokens if max_target_tokens is None else max_target_tokens
+            ),
             pad_token_id=manifest.pad_token_id,
             **options,
         )
@@ -62,15 +67,11 @@ class MeasuringCollator(PackedCollator):
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Pack one batch; see `pack_examples`."""
-        batch = super().__call__(examples)
+        batch, tokens_N2 = self._measured(examples)
         lengths = [(len(e["input_ids"]), len(e["labels"])) for e in examples]
         budget_2 = torch.tensor((self.max_input_tokens, self.max_target_tokens))
-        lengths_N2 = torch.tensor(lengths)
-        overlong_N1 = (lengths_N2 > budget_2).any(dim=1, keepdim=True).long()
-        tokens_N2 = lengths_N2.minimum(budget_2)
-        if self.overlong == "drop":
-            tokens_N2 = tokens_N2 * (1 - overlong_N1)
-        return {**batch, MEASURES_KEY: torch.cat([tokens_N2, overlong_N1], dim=1)}
+        overlong_N1 = (torch.tensor(lengths) > budget_2).any(dim=1, keepdim=True).long()
+        return {**batch, MEASURES_KEY: torch.cat([torch.from_numpy(tokens_N2), overlong_N1], dim=1)}
 
 
 class MixtureLoader(StreamingDataLoader):
@@ -151,6 +152,7 @@ def dataloader(
         ValueError: The directory is damaged or an argument does not fit; names file or key.
         DownloadError: A remote file is missing, cannot be reached or is damaged; names its URL.
     """
+    check_whole("num_workers", num_workers, least=0)
     if not 0 <= num_workers <= MAX_WORKERS:
         raise ValueError(f"num_workers is {num_workers!r}; expected 0 to {MAX_WORKERS}")
     opened = open_location(path, cache=cache, timeout=timeout)

@@ -38,6 +38,7 @@ from flan_moe.data.streaming.shared_memory import (
     release,
     release_prefix,
 )
+from flan_moe.data.whole_number import check_whole
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -55,8 +56,8 @@ class MixtureDataset(StreamingDataset):
 
     With ``shuffle``, epochs walk each task (each setting of it, where a mixture is specified)
     through an endless chain of random permutations of its samples: none comes again, in whatever
-    epoch, before all others have come. Without, every epoch is the same first samples in stored
-    order.
+    epoch, before all others have come; an epoch in which a permutation ends and the next begins is
+    shuffled as a whole. Without, every epoch is the same first samples in stored order.
 
     The order is a function of seed, epoch and global batch size: the numbers of ranks and workers
     do not change it.
@@ -81,7 +82,7 @@ class MixtureDataset(StreamingDataset):
         self.plan = plan
         self.tables = tuple(plan.tables.values())
         self.shuffled = shuffle
-        self.fingerprint = _fingerprint(plan, directories)
+        self.fingerprint = _fingerprint(plan, directories, shuffle=shuffle)
         self._present: set[int] = set()
         # Streaming wants fixed numbers; of these it uses the sum only, which is the epoch's size.
         numbers = [plan.epoch_size] + [0] * (len(directories) - 1)
@@ -241,7 +242,8 @@ class MixtureDataset(StreamingDataset):
         """Set the position; call before iterating.
 
         Raises:
-            ValueError: The state was saved with other tasks, samples or rates.
+            ValueError: The state was saved with other tasks, samples or rates, or is damaged; names
+                the key.
         """
         saved = obj.get(FINGERPRINT_KEY)
         if saved != self.fingerprint:
@@ -249,9 +251,27 @@ class MixtureDataset(StreamingDataset):
                 f"data state: {FINGERPRINT_KEY} is {saved!r}, but this mixture has "
                 f"{self.fingerprint!r}; a run resumes only on the same data, weights and epoch size"
             )
+        self._check_position(obj)
         with recorded() as opened:
             super().load_state_dict(obj)
         self._blocks += opened
+
+    def _check_position(self, obj: Mapping[str, Any]) -> None:
+        """Refuse what streaming would take for a position, and give other samples than it means."""
+        for key in ("epoch", "sample_in_epoch", "shuffle_seed"):
+            # Before the first epoch streaming calls it epoch -1.
+            if key != "epoch" or obj.get(key) != -1 or obj.get("sample_in_epoch") != 0:
+                check_whole(f"data state: {key}", obj.get(key), least=0)
+        # Unshuffled, streaming may add a few to even out the ranks.
+        if self.shuffled and obj["sample_in_epoch"] > self.plan.epoch_size:
+            raise ValueError(
+                f"data state: sample_in_epoch is {obj['sample_in_epoch']}; expected at most "
+                f"{self.plan.epoch_size}, the size of the epoch"
+            )
+        if obj.get("num_canonical_nodes") != 1:  # streaming would repeat samples
+            raise ValueError(
+                f"data state: num_canonical_nodes is {obj.get('num_canonical_nodes')!r}; expected 1"
+            )
 
     def _resume(self, world: World, epoch: int) -> tuple[int, int]:
         """Where to begin; called by streaming, which would keep a block open for every epoch."""
@@ -301,8 +321,9 @@ def build_mixture_dataset(
         DownloadError: A remote file is missing, cannot be reached or is damaged; names its URL.
     """
     for key, value in (("batch_size", batch_size), ("epoch_size", epoch_size)):
-        if value is not None and (isinstance(value, bool) or value < 1):
-            raise ValueError(f"{key} is {value!r}; expected a positive whole number")
+        if value is not None or key == "batch_size":
+            check_whole(key, value)
+    check_whole("seed", seed, least=0)
     opened = open_location(path, cache=cache, timeout=timeout)
     folder, source = opened.folder, opened.source
     manifest, tables = open_with_tables(folder, hashes=verify, complete=source is None)
@@ -328,9 +349,10 @@ def build_mixture_dataset(
     )
 
 
-def _fingerprint(plan: EpochPlan, directories: tuple[Path, ...]) -> str:
+def _fingerprint(plan: EpochPlan, directories: tuple[Path, ...], *, shuffle: bool) -> str:
     """Digest of everything that decides which samples come when, but seed and batch size."""
-    digest = hashlib.sha256(f"{plan.epoch_size} {plan.description}".encode())
+    order = "" if shuffle else " in stored order"
+    digest = hashlib.sha256(f"{plan.epoch_size} {plan.description}{order}".encode())
     for table, directory in zip(plan.tables.values(), directories, strict=True):
         tasks = [
             [t.id, t.name, t.start, t.count, t.cap, list(t.types.items())] for t in table.tasks

@@ -34,22 +34,34 @@ class SeenTasks:
 
     A batch counts when it is handed out, not when a worker has read it ahead, so the counts go with
     the position that the dataloader's ``state_dict`` tells at the same moment. Tokens are counted
-    as trained on: cut to the budgets of a row, and not at all where an overlong example is dropped.
+    as trained on: cut to the budgets of a row, and not at all where an example is dropped, be it
+    overlong or without room in a fixed number of rows.
 
     Args:
         names: Task id, then name.
     """
 
     def __init__(self, names: Mapping[int, str]) -> None:
-        self._names = dict(names)
-        shape = (max(self._names, default=-1) + 1, len(_COLUMNS))
+        self._names = dict(sorted(names.items()))
+        self._ids = np.array(list(self._names), np.int64)
+        shape = (len(self._ids), len(_COLUMNS))
         self._before = np.zeros(shape, np.int64)
         self._here = np.zeros(shape, np.int64)
 
     def add(self, task_ids: np.ndarray, measures: np.ndarray) -> None:
-        """Count a batch: (N,) task ids, and (N, 3) input tokens, target tokens, 1 if overlong."""
+        """Count a batch: (N,) task ids, and (N, 3) input tokens, target tokens, 1 if overlong.
+
+        Raises:
+            ValueError: A task is not among those named.
+        """
+        unknown = task_ids[~np.isin(task_ids, self._ids)]
+        if len(unknown):
+            raise ValueError(
+                f"a sample is of task {unknown[0]}, which the manifest does not list; the shards "
+                "are not those of this data directory"
+            )
         rows = np.concatenate([np.ones((len(task_ids), 1), np.int64), measures], axis=1)
-        np.add.at(self._here, task_ids, rows)
+        np.add.at(self._here, np.searchsorted(self._ids, task_ids), rows)
 
     def counts(self) -> dict[str, Seen]:
         """Of every task seen: what was loaded, and what this process has been handed since."""
@@ -65,7 +77,8 @@ class SeenTasks:
         Where a process group is set up, all ranks must call it.
         """
         sums = self._sum()
-        return {name: sums[task].tolist() for task, name in self._names.items() if sums[task].any()}
+        pairs = zip(self._names.values(), sums.tolist(), strict=True)
+        return {name: row for name, row in pairs if any(row)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from saved counts.
@@ -73,12 +86,12 @@ class SeenTasks:
         Raises:
             ValueError: They are of a task that is not among these; names it.
         """
-        ids = {name: task for task, name in self._names.items()}
+        places = {name: place for place, name in enumerate(self._names.values())}
         before = np.zeros_like(self._before)
         for name, row in state.items():
-            if name not in ids:
+            if name not in places:
                 raise ValueError(f"counts of task {name!r}: no such task in this data directory")
-            before[ids[name]] = row
+            before[places[name]] = row
         self._before, self._here = before, np.zeros_like(self._here)
 
     def _sum(self) -> np.ndarray:
@@ -92,8 +105,5 @@ class SeenTasks:
         return self._before + here.cpu().numpy()
 
     def _named(self, sums: np.ndarray) -> dict[str, Seen]:
-        return {
-            name: Seen(**dict(zip(_COLUMNS, sums[task].tolist(), strict=True)))
-            for task, name in self._names.items()
-            if sums[task, 0]
-        }
+        rows = zip(self._names.values(), sums.tolist(), strict=True)
+        return {name: Seen(**dict(zip(_COLUMNS, row, strict=True))) for name, row in rows if row[0]}

@@ -16,6 +16,7 @@ from flan_moe.data.streaming.mixture_plan import Mixture, plan_epoch
 from flan_moe.data.streaming.remote import TIMEOUT_S, OpenedDirectory, fetch, open_location
 from flan_moe.data.streaming.seen import SeenTasks
 from flan_moe.data.streaming.web_mixture import Tar, WebMixture
+from flan_moe.data.whole_number import check_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,13 +96,14 @@ def webdataset_loader(
     """
     numbers = {"batch_size": batch_size, "open_tars": open_tars, "buffer": buffer}
     for key, value in numbers.items():
-        if value < 1:
-            raise ValueError(f"{key} is {value!r}; expected a positive whole number")
-    if not 0 <= num_workers <= MAX_WORKERS or first_epoch < 0:
-        raise ValueError(
-            f"num_workers is {num_workers!r} and first_epoch {first_epoch!r}; expected 0 to "
-            f"{MAX_WORKERS}, and 0 or more"
-        )
+        check_whole(key, value)
+    if epoch_size is not None:
+        check_whole("epoch_size", epoch_size)
+    numbers = {"seed": seed, "first_epoch": first_epoch, "num_workers": num_workers}
+    for key, value in numbers.items():
+        check_whole(key, value, least=0)
+    if not 0 <= num_workers <= MAX_WORKERS:
+        raise ValueError(f"num_workers is {num_workers!r}; expected 0 to {MAX_WORKERS}")
     opened = open_location(path, cache=cache, timeout=timeout)
     manifest, tables = open_with_tables(opened.folder, hashes=False, complete=opened.source is None)
     collator = MeasuringCollator.of(
