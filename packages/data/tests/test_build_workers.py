@@ -68,7 +68,7 @@ SCRIPT = """
     import os, sys, time
     from flan_moe.data.building.workers import run_jobs
     def job(number):
-        print(os.getpid(), flush=True)
+        os.write(1, b"%d\\n" % os.getpid())  # one write: the two do not mix
         time.sleep(60)
     run_jobs(job, range(2), workers=2, done=print)
 """

@@ -84,13 +84,13 @@ def test_tokens_are_counted_as_trained_on(mini):
 
 def test_a_sample_of_an_unlisted_task_is_refused():
     seen = SeenTasks({7: "a", 10**15: "b"})  # ids may be anything
-    seen.add(np.array([7, 10**15, 7]), np.array([[1, 2], [3, 4], [5, 6]]))
+    seen.add(np.array([7, 10**15, 7]), np.array([[1, 2, 0], [3, 4, 1], [5, 6, 1]]))
     assert {name: vars(of) for name, of in seen.counts().items()} == {
-        "a": {"samples": 2, "input_tokens": 6, "target_tokens": 8},
-        "b": {"samples": 1, "input_tokens": 3, "target_tokens": 4},
+        "a": {"samples": 2, "input_tokens": 6, "target_tokens": 8, "overlong": 1},
+        "b": {"samples": 1, "input_tokens": 3, "target_tokens": 4, "overlong": 1},
     }
     with pytest.raises(ValueError, match="a sample is of task 8, which the manifest does not"):
-        seen.add(np.array([8]), np.array([[1, 1]]))
+        seen.add(np.array([8]), np.array([[1, 1, 0]]))
 
 
 def test_counts_of_an_unknown_task_are_refused():
