@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 LARGEST = 2**63 - 1
@@ -28,6 +29,42 @@ def check_types(record: Mapping[str, Any], hints: Mapping[str, Any], where: str 
         good = type(value) is int and 0 <= value <= LARGEST if hint is int else hint is Any
         if not good:
             _check(hint, value, f"{where}{key}")
+
+
+def check_rows(rows: Sequence[Any], hints: Mapping[str, Any], where: str) -> None:
+    """`check_types` of many objects with the same keys, column by column: much faster.
+
+    Args:
+        rows: The objects.
+        hints: As of `check_types`.
+        where: What they are called in errors: ``where[number].key``.
+
+    Raises:
+        TypeError: As `check_types` of the first that is wrong.
+    """
+    try:
+        good = all(_is_column(hint, [row[key] for row in rows]) for key, hint in hints.items())
+    except (KeyError, TypeError, IndexError):
+        good = False
+    if not good:
+        for number, row in enumerate(rows):
+            if not isinstance(row, dict):
+                raise TypeError(f"{where}[{number}] is {row!r}; expected an object")
+            check_types(row, hints, f"{where}[{number}].")
+
+
+def _is_column(hint: Any, values: list[Any]) -> bool:
+    """Whether all values are plainly right; where not, some may still be."""
+    kinds = set(map(type, values))
+    if hint is int:
+        return kinds <= {int} and (not values or 0 <= min(values) <= max(values) <= LARGEST)
+    if hint is str:
+        return kinds <= {str}
+    if getattr(hint, "__origin__", None) is Mapping and hint.__args__[1] is int:
+        return kinds <= {dict} and _is_column(
+            int, list(chain.from_iterable(value.values() for value in values))
+        )
+    return hint is Any
 
 
 def _check(hint: Any, value: Any, key: str) -> None:

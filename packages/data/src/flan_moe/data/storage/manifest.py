@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from flan_moe.data.json_types import check_types
+from flan_moe.data.json_types import check_rows, check_types
 from flan_moe.data.storage.shards import check_mds
 from flan_moe.data.storage.task_table import TABLE_FILE, TaskTable, read_task_table
 from flan_moe.data.tokenization.tokenizer import tokenizer_fingerprint
@@ -206,8 +206,8 @@ def open_with_tables(
 def _check_record(record: Mapping[str, Any]) -> None:
     """Check a manifest's values, and that no path in it leads out of the data directory."""
     check_types(record, get_type_hints(Manifest))
+    check_rows(record["tasks"], _TASK_KEYS, "tasks")
     for number, task in enumerate(record["tasks"]):
-        check_types(task, _TASK_KEYS, f"tasks[{number}].")
         if task["id"] != number:
             raise ValueError(f"tasks[{number}].id is {task['id']}; expected {number}, its place")
     for key in ("vocab_size", "max_input_tokens", "max_target_tokens"):

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from flan_moe.data.json_types import check_types
+from flan_moe.data.json_types import check_rows, check_types
 
 TABLE_FORMAT = "flan-moe-task-table"
 TABLE_VERSION = 3
@@ -115,9 +115,7 @@ def read_task_table(directory: str | Path) -> TaskTable:
         hints = {"mixture": str, "tasks": tuple[Mapping[str, Any], ...]}
         hints |= dict.fromkeys(("input_lengths", "target_lengths"), Mapping[str, int])
         check_types(record, hints)
-        hints = get_type_hints(TaskEntry)
-        for number, task in enumerate(record["tasks"]):
-            check_types(task, hints, f"tasks[{number}].")
+        check_rows(record["tasks"], get_type_hints(TaskEntry), "tasks")
         tasks = tuple(TaskEntry(**task) for task in record.pop("tasks"))
         return TaskTable(tasks=tasks, **record)
     except FileNotFoundError:
