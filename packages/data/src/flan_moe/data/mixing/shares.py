@@ -72,7 +72,9 @@ def task_shares(
     apart = set(held_out)
     patterns = tuple(name for name in spec.held_out if not name.startswith("@"))
     homes = [sub_mixture_of(spec, task) for task in tasks]
-    held = [task.name in apart or _matches(task.name, patterns) for task in tasks]
+    held = [
+        task.name in apart or bool(patterns and _matches(task.name, patterns)) for task in tasks
+    ]
     wanted: list[Mapping[str, float]] = []
     rates: list[float] = []
     totals = dict.fromkeys(spec.sub_mixtures, 0.0)
@@ -120,13 +122,12 @@ def sub_mixture_of(spec: MixtureSpec, task: TaskSize) -> str | None:
     Raises:
         ValueError: It belongs to two.
     """
-    homes = [
-        name
-        for name, sub in spec.sub_mixtures.items()
-        if task.mixture in sub.mixtures
-        and _matches(task.name, sub.tasks)
-        and not _matches(task.name, sub.without)
-    ]
+    homes = []
+    for name, sub in spec.sub_mixtures.items():
+        if task.mixture not in sub.mixtures or not _matches(task.name, sub.tasks):
+            continue
+        if not sub.without or not _matches(task.name, sub.without):
+            homes.append(name)
     if len(homes) > 1:
         raise ValueError(
             f"mixture {spec.name!r}: task {task.name!r} belongs to {homes[0]!r} and {homes[1]!r}; "
@@ -140,7 +141,11 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def _rate(sub: SubMixture, task: TaskSize) -> float:
-    factor = next((f for pattern, f in sub.factors.items() if fnmatchcase(task.name, pattern)), 1.0)
+    factor = 1.0
+    for pattern, value in sub.factors.items():
+        if fnmatchcase(task.name, pattern):
+            factor = value
+            break
     capped = task.count if sub.cap is None else min(task.count, sub.cap)
     try:
         return factor * capped ** (1 / sub.temperature)
