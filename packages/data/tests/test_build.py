@@ -416,6 +416,14 @@ def test_another_version_is_refused(mini_copy):
         open_data_directory(mini_copy)
 
 
+def test_the_kind_of_the_tokenizer_can_be_chosen(rebuild, tmp_path):
+    rebuild(tmp_path / "unigram", tokenizer_model="unigram")
+    saved = json.loads((tmp_path / "unigram" / "tokenizer" / "tokenizer.json").read_text())
+    assert saved["model"]["type"] == "Unigram"
+    with pytest.raises(ValueError, match="tokenizer_model is 'wordpiece'; expected one of bpe"):
+        rebuild(tmp_path / "wordpiece", tokenizer_model="wordpiece")
+
+
 def test_a_given_tokenizer_is_used_and_copied(mini, rebuild, tmp_path):
     manifest = read_manifest(rebuild(tmp_path / "again", tokenizer=str(mini / "tokenizer")))
     assert manifest.vocab_size == read_manifest(mini).vocab_size

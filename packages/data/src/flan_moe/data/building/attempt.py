@@ -112,7 +112,7 @@ class BuildAttempt:
         options = self._options.deciding()
         options["tokenizer"] = None if given is None else given_fingerprint(given)
         if given is not None:
-            del options["vocab_size"]  # the tokenizer has its own
+            del options["vocab_size"], options["tokenizer_model"]  # the tokenizer has its own
         plan = make_plan(self._sources, options, inputs)
         stopped = (self._place.path / PLAN_FILE).is_file() and not self._options.restart
         if stopped and plan.continues(self._place.path):
@@ -156,7 +156,10 @@ class BuildAttempt:
         finished = len(numbers) - len(missing)
         with self._progress.steps("texts", len(numbers), done=finished) as advance:
             self._run(write, missing, lambda number, _: advance(self._sources[number].name))
-        train_on_texts(self._tokenizer, self._texts, len(numbers), self._options.vocab_size)
+        train_on_texts(
+            *(self._tokenizer, self._texts, len(numbers)),
+            *(self._options.vocab_size, self._options.tokenizer_model),
+        )
         shutil.rmtree(self._texts)
 
     def _make_pieces(self, encoder: TextEncoder) -> list[Piece]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, get_args
 
 from flan_moe.data.json_types import LARGEST
 from flan_moe.data.storage.shards import DEFAULT_SHARD_BYTES
+from flan_moe.data.tokenization.tokenizer import TokenizerModel
 
 LARGEST_COUNT = 2**32 - 1  # of ids, of tokens in a row, and of bytes in an MDS shard
 MAX_WORKERS = 256
@@ -24,6 +26,7 @@ class BuildOptions:
         source: Where the data come from, for people.
         seed: Recorded; the task sources already carry it.
         vocab_size: Of the tokenizer to train.
+        tokenizer_model: Kind of tokenizer to train, as of `train_tokenizer`.
         tokenizer: Name or path of a tokenizer to use instead of training one.
         max_input_tokens: Few-shot prompts drop exemplars until they fit.
         max_target_tokens: Recorded as the budget of the targets.
@@ -39,6 +42,7 @@ class BuildOptions:
     source: str
     seed: int = 0
     vocab_size: int = 2048
+    tokenizer_model: TokenizerModel = "bpe"
     tokenizer: str | None = None
     max_input_tokens: int = 256
     max_target_tokens: int = 48
@@ -56,6 +60,16 @@ class BuildOptions:
         """
         if not 0 <= self.seed <= LARGEST:
             raise ValueError(f"seed is {self.seed}; expected 0 to 2**63 - 1")
+        if self.tokenizer_model not in get_args(TokenizerModel):
+            raise ValueError(
+                f"tokenizer_model is {self.tokenizer_model!r}; expected one of "
+                f"{', '.join(get_args(TokenizerModel))}"
+            )
+        if self.tokenizer_model == "unigram" and find_spec("sentencepiece") is None:
+            raise ValueError(
+                "tokenizer_model is 'unigram', which needs the sentencepiece package: "
+                "pip install sentencepiece"
+            )
         if not 0 <= self.workers <= MAX_WORKERS:
             raise ValueError(f"workers is {self.workers}; expected 0 to {MAX_WORKERS}")
         for key in ("vocab_size", "max_input_tokens", "max_target_tokens", "shard_bytes"):

@@ -14,6 +14,7 @@ from flan_moe.data.building.disk import writing
 from flan_moe.data.building.plan import write_json
 from flan_moe.data.sources.task_source import TaskSource
 from flan_moe.data.tokenization.tokenizer import (
+    TokenizerModel,
     copy_tokenizer,
     train_tokenizer,
     write_tokenizer_files,
@@ -62,7 +63,9 @@ def write_texts(texts: Path, number: int, source: TaskSource, max_input_tokens: 
     write_json(texts_file(texts, number), pairs)
 
 
-def train_on_texts(directory: Path, texts: Path, count: int, vocab_size: int) -> None:
+def train_on_texts(
+    directory: Path, texts: Path, count: int, vocab_size: int, model: TokenizerModel
+) -> None:
     """Train a tokenizer on the texts of all tasks, in their order.
 
     Args:
@@ -70,6 +73,7 @@ def train_on_texts(directory: Path, texts: Path, count: int, vocab_size: int) ->
         texts: Filled by `write_texts`.
         count: Number of tasks.
         vocab_size: Of the tokenizer.
+        model: Its kind.
     """
 
     def stored(numbers: Sequence[int]) -> Iterator[str]:
@@ -77,7 +81,7 @@ def train_on_texts(directory: Path, texts: Path, count: int, vocab_size: int) ->
             for pair in json.loads(texts_file(texts, number).read_text(encoding="utf-8")):
                 yield from pair
 
-    trained = train_tokenizer(stored(range(count)), vocab_size)
+    trained = train_tokenizer(stored(range(count)), vocab_size, model=model)
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     with writing(directory):

@@ -20,6 +20,12 @@ def add_build_arguments(
     )
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument("--vocab-size", type=int, default=vocab, help="of the tokenizer trained")
+    parser.add_argument(
+        "--tokenizer-model",
+        choices=("bpe", "unigram"),
+        default="bpe",
+        help="kind trained: on bytes, or SentencePiece's (with flan-moe-data[sentencepiece])",
+    )
     parser.add_argument("--max-input-tokens", type=int, default=inputs, help="budget of prompts")
     parser.add_argument("--max-target-tokens", type=int, default=targets, help="budget of targets")
     parser.add_argument("--webdataset", action="store_true", help="write the samples as tars too")
@@ -36,11 +42,12 @@ def add_build_arguments(
     )
 
 
-def shared_options(arguments: argparse.Namespace) -> dict[str, int | bool]:
+def shared_options(arguments: argparse.Namespace) -> dict[str, int | bool | str]:
     """The values of those arguments, as keywords of `BuildOptions`."""
     keys = (
         "seed",
         "vocab_size",
+        "tokenizer_model",
         "max_input_tokens",
         "max_target_tokens",
         "webdataset",
