@@ -15,6 +15,7 @@ from flan_moe.data.storage.manifest import (
     MANIFEST_FILE,
     PACKED_FORMAT,
     file_sha256,
+    read_manifest_record,
 )
 from flan_moe.data.tokenization.tokenizer import tokenizer_fingerprint
 
@@ -135,16 +136,7 @@ def read_packed_manifest(directory: str | Path) -> PackedManifest:
         ValueError: There is none, or it is damaged or of another format; names file and key.
     """
     file = Path(directory) / MANIFEST_FILE
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(
-            f"{file}: no such file; expected a directory made by flan-moe-data pack"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: damaged manifest: {error}") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{file}: damaged manifest: not a JSON object")
+    record = read_manifest_record(file, "a directory made by flan-moe-data pack")
     for key, expected in (("format", PACKED_FORMAT), ("version", PACKED_VERSION)):
         found = record.pop(key, None)
         if found != expected:

@@ -93,16 +93,7 @@ def read_manifest(directory: str | Path) -> Manifest:
         ValueError: There is none, or it is damaged or of another version; names file and key.
     """
     file = Path(directory) / MANIFEST_FILE
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(
-            f"{file}: no such file; expected a directory built by flan-moe-data"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: damaged manifest: {error}") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{file}: damaged manifest: not a JSON object")
+    record = read_manifest_record(file, "a directory built by flan-moe-data")
     for key, expected in (("format", DATA_FORMAT), ("version", DATA_VERSION)):
         found = record.pop(key, None)
         if found == PACKED_FORMAT:
@@ -114,6 +105,27 @@ def read_manifest(directory: str | Path) -> Manifest:
         return Manifest(tasks=tuple(record.pop("tasks")), **record)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file}: damaged manifest: {error}") from error
+
+
+def read_manifest_record(file: Path, expected: str) -> dict[str, Any]:
+    """The JSON object in a manifest's file, whatever it says.
+
+    Args:
+        file: To read.
+        expected: What should be there, for errors.
+
+    Raises:
+        ValueError: There is no such file, or it is damaged; names it.
+    """
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{file}: no such file; expected {expected}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: damaged manifest: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{file}: damaged manifest: not a JSON object")
+    return record
 
 
 def open_data_directory(
