@@ -64,6 +64,28 @@ def test_a_killed_worker_is_named():
     assert caught.value.number == 3
 
 
+def test_a_worker_that_has_just_been_forked_ends_whatever_the_handlers_here():
+    """Composer's handler of SIGTERM raises, and hooks run after a fork swallow what is raised."""
+    code = """
+        import os, signal, sys, time
+        from flan_moe.data.building.workers import run_jobs
+        def fail(number):
+            raise ValueError(number)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+        delays = [1.0, 0.0]  # the second worker is still in a hook when the first has failed
+        os.register_at_fork(
+            after_in_parent=delays.pop, after_in_child=lambda: time.sleep(delays[-1])
+        )
+        try:
+            run_jobs(fail, range(2), workers=2, done=print)
+        except ValueError:
+            print("ended")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.stdout == "ended\n", ended.stderr
+
+
 SCRIPT = """
     import os, sys, time
     from flan_moe.data.building.workers import run_jobs

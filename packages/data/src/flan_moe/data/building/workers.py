@@ -92,7 +92,10 @@ class _Pool:
     def close(self) -> None:
         """Stop the workers; idle ones at once, others in the middle of their job."""
         for process in self._processes:
-            process.terminate()
+            # Not SIGTERM: one that has just been forked still has this process's handler, and what
+            # that raises (Composer's: SystemExit) is swallowed inside the hooks that run after a
+            # fork. The worker would live on, and the join below would wait for it for ever.
+            process.kill()
         for process in self._processes:
             process.join()
         for connection in self._connections:
@@ -120,7 +123,7 @@ class _Pool:
 def _work(job: Job, connection: Connection, inherited: Sequence[Connection]) -> None:
     """The life of a worker: jobs by number until the parent closes the connection or dies."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and terminates us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and kills us
     for other in inherited:
         other.close()
     # One thread per worker; and threads of the parent's pool do not exist here.
