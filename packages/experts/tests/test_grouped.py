@@ -346,6 +346,33 @@ def test_saves_only_tokens_preactivation_and_indices(activation, kept_width, dro
     assert indices == 2 * rows + (tokens + 1) + (EXPERTS + 1) + (dropout > 0)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+@pytest.mark.parametrize("accumulate", [False, True], ids=["set", "add"])
+def test_every_number_of_rows_is_multiplied_right(threads, accumulate):
+    """The order of products depends on an expert's rows, and their strips on the threads."""
+    rows_E = [1, 2, 6, 7, 47, 48]
+    pairs = [(sum(rows_E[:e]) + i, e) for e, rows in enumerate(rows_E) for i in range(rows)]
+    torch.manual_seed(0)
+    routing = routing_by_hand(pairs, len(pairs))
+    weights, x_TD, dy_TD = make_weights("relu"), *torch.randn(2, len(pairs), D_MODEL)
+    before = torch.get_num_threads()
+    experts = Experts(EXPERTS, D_MODEL, D_FF, activation="relu")
+    experts.wi.data, experts.wo.data = weights.wi_EDH, weights.wo_EFD
+    torch.set_num_threads(threads)
+    try:
+        for first in (True, False) if accumulate else (True,):
+            experts.reserve_gradients(accumulate=not first)
+            x_leaf_TD = x_TD.clone().requires_grad_()
+            experts(x_leaf_TD, routing).backward(dy_TD)
+    finally:
+        torch.set_num_threads(before)
+    exact = in_float64(x_TD, routing, weights, dy_TD, activation="relu")
+    times = 2 if accumulate else 1
+    ours = {"dx": x_leaf_TD.grad, "dwi": experts.wi.grad, "dwo": experts.wo.grad}
+    expected = {"dx": exact["dx"], "dwi": times * exact["dwi"], "dwo": times * exact["dwo"]}
+    assert_relative(ours, expected, 2e-6)
+
+
 @pytest.mark.parametrize("activation", ["relu", "geglu"])
 def test_a_second_backward_through_a_retained_graph_is_the_same(activation):
     torch.manual_seed(0)

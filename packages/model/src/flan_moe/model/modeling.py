@@ -15,6 +15,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from flan_moe.experts import BACKENDS, Experts
 from flan_moe.model.attention import ATTENTION_BACKENDS, Attention
 from flan_moe.model.config import FlanMoEConfig
+from flan_moe.model.growing_cache import let_grow
 from flan_moe.model.initialization import initialize_module
 from flan_moe.model.losses import IGNORED_LABEL, mean_aux_losses, token_cross_entropy, total_loss
 from flan_moe.model.output import CACHE_KEY, EncoderOutput, FlanMoEOutput
@@ -171,6 +172,8 @@ class FlanMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
         memory_BSD = encoder_outputs.last_hidden_state
         if cache is None and use_cache:
             cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        if cache is not None:
+            let_grow(cache, len(self.decoder.layers))
 
         past = 0 if cache is None else cache.get_seq_length()
         if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:

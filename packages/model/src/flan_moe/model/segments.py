@@ -79,7 +79,7 @@ class TokenLayout:
         """Put (T, ...) back in place as (B, S, ...), with zeros at padding."""
         if self.index_T is not None:
             flat = x_T.new_zeros(self.batch_size * self.length, *x_T.shape[1:])
-            x_T = flat.index_copy(0, self.index_T, x_T)
+            x_T = flat.index_copy_(0, self.index_T, x_T)
         return x_T.view(self.batch_size, self.length, *x_T.shape[1:])
 
     def sequence_ids(self, device: torch.device) -> Tensor:
