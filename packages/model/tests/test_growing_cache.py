@@ -72,6 +72,19 @@ def test_what_is_done_to_a_layer_between_steps_counts(change, rows):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("first", [torch.bfloat16, torch.float32])
+def test_of_two_dtypes_the_wider_is_kept(first):
+    both = Both()
+    dtypes = [first, first, torch.float32, torch.bfloat16, torch.float32]
+    for dtype in dtypes:
+        keys, values = states(1)
+        for layer in both.layers:
+            layer.update(keys.to(dtype), values.to(dtype))
+        both.check()
+    assert both.layers[0].keys.dtype == torch.float32
+
+
+@torch.no_grad()
 def test_a_step_writes_only_what_is_new():
     layer = GrowingLayer()
     layer.update(*states(8))

@@ -32,8 +32,9 @@ class GrowingLayer(DynamicLayer):
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return super().update(key_states, value_states, *args, **kwargs)
         past = self.get_seq_length()
-        if past == 0:
-            # No room yet: those of cross-attention never grow.
+        # At first no room is made: those of cross-attention never grow. Of two dtypes, as where
+        # autocast begins between two steps, the wider is kept.
+        if past == 0 or key_states.dtype != self.keys.dtype:
             return super().update(key_states, value_states, *args, **kwargs)
         total = past + key_states.shape[-2]
         if not self._has_room(total):
