@@ -86,6 +86,27 @@ def test_a_worker_that_has_just_been_forked_ends_whatever_the_handlers_here():
     assert ended.stdout == "ended\n", ended.stderr
 
 
+def test_workers_end_when_there_is_no_process_for_the_next(monkeypatch):
+    pids, fork = [], os.fork
+
+    def fork_twice():
+        if len(pids) == 2:
+            raise BlockingIOError("no more processes")
+        pid = fork()
+        if pid:
+            pids.append(pid)
+        return pid
+
+    monkeypatch.setattr(os, "fork", fork_twice)
+    with pytest.raises(BlockingIOError) as caught:  # kept, as a notebook keeps the last error
+        run(lambda number: number, workers=3)
+    assert caught.value.args == ("no more processes",)
+    assert len(pids) == 2
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
 SCRIPT = """
     import os, sys, time
     from flan_moe.data.building.workers import run_jobs

@@ -75,13 +75,14 @@ def test_what_is_done_to_a_layer_between_steps_counts(change, rows):
 @pytest.mark.parametrize("first", [torch.bfloat16, torch.float32])
 def test_of_two_dtypes_the_wider_is_kept(first):
     both = Both()
-    dtypes = [first, first, torch.float32, torch.bfloat16, torch.float32]
+    dtypes = [first, first, first, torch.float32, torch.bfloat16, torch.float32]
     for dtype in dtypes:
         keys, values = states(1)
         for layer in both.layers:
-            layer.update(keys.to(dtype), values.to(dtype))
+            layer.update(keys.to(dtype), values.to(first))
         both.check()
     assert both.layers[0].keys.dtype == torch.float32
+    assert both.layers[0].values.dtype == first
 
 
 @torch.no_grad()
@@ -96,11 +97,46 @@ def test_a_step_writes_only_what_is_new():
 
 
 @torch.no_grad()
-def test_a_copied_cache_goes_its_own_way():
+def test_beams_cost_no_room():
+    layer = GrowingLayer()
+    for _ in range(9):
+        layer.update(*states(1))
+        layer.reorder_cache(torch.tensor([1, 1, 0, 3]))
+    held = {layer.keys.untyped_storage().nbytes(), layer.values.untyped_storage().nbytes()}
+    assert layer._room is None
+    assert held == {layer.keys.nbytes}
+
+
+@torch.no_grad()
+def test_a_step_of_other_rows_is_refused_and_changes_nothing():
     layer = GrowingLayer()
     for _ in range(3):
         layer.update(*states(1))
-    other = copy.deepcopy(layer)
+    held = layer.keys.clone()
+    with pytest.raises(RuntimeError, match="Expected size 4 but got size 1"):
+        layer.update(*states(1, rows=1))
+    assert torch.equal(layer.keys, held)
+
+
+@torch.no_grad()
+def test_what_was_read_from_a_cache_stays_after_a_crop():
+    layer = GrowingLayer()
+    for _ in range(4):
+        layer.update(*states(1))
+    read = layer.keys
+    before = read.clone()
+    layer.crop(-2)
+    layer.update(*states(1))
+    assert torch.equal(read, before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_copied_cache_goes_its_own_way(copied):
+    layer = GrowingLayer()
+    for _ in range(3):
+        layer.update(*states(1))
+    other = copied(layer)
     held = layer.keys.clone()
     other.update(*states(1))
     layer.update(*states(1))

@@ -5,6 +5,7 @@ Shape suffixes: B rows, H heads, S cached positions, N new positions, C capacity
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,58 +14,86 @@ from transformers import DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer
 
 
+@dataclass(kw_only=True)
+class _Room:
+    """Buffers of keys and values that are written from the left.
+
+    Attributes:
+        k_BHCK: of the keys.
+        v_BHCK: of the values.
+        written: positions that hold something; who holds fewer would overwrite another's.
+    """
+
+    k_BHCK: Tensor
+    v_BHCK: Tensor
+    written: int
+
+    @classmethod
+    def beginning_with(cls, k_BHSK: Tensor, v_BHSK: Tensor, capacity: int) -> _Room:
+        """Room for ``capacity`` positions, the first S of them given."""
+        k_BHCK, v_BHCK = (
+            x_BHSK.new_empty(*x_BHSK.shape[:2], capacity, x_BHSK.shape[3])
+            for x_BHSK in (k_BHSK, v_BHSK)
+        )
+        room = cls(k_BHCK=k_BHCK, v_BHCK=v_BHCK, written=0)
+        room.append(k_BHSK, v_BHSK)
+        return room
+
+    def fits(self, past: int, new: int) -> bool:
+        """Whether ``new`` positions can follow the ``past`` ones here."""
+        return (
+            self.written == past
+            and past + new <= self.k_BHCK.shape[2]
+            and self.k_BHCK.is_inference() == torch.is_inference_mode_enabled()
+        )
+
+    def append(self, k_BHNK: Tensor, v_BHNK: Tensor) -> tuple[Tensor, Tensor]:
+        """Write new positions; views of all that are written."""
+        past, self.written = self.written, self.written + k_BHNK.shape[2]
+        self.k_BHCK[:, :, past : self.written] = k_BHNK
+        self.v_BHCK[:, :, past : self.written] = v_BHNK
+        return self.k_BHCK[:, :, : self.written], self.v_BHCK[:, :, : self.written]
+
+
 class GrowingLayer(DynamicLayer):
     """A `DynamicLayer` of transformers with room to grow, for generation without gradients.
 
-    ``keys`` and ``values`` are views of the first S positions of buffers twice as long as was last
-    needed. Whatever replaces them (reordering of beams, moving to another device) is noticed, and
-    begins new buffers. Where gradients are wanted, and in compiled code, it is a `DynamicLayer`.
+    ``keys`` and ``values`` are views of buffers with room for twice as many positions as were
+    there when they were made. Only a layer whose keys and values are those of its last `update`
+    appends to them; when something else has been put there (reordered beams, a cropped cache), when
+    gradients are wanted, or in compiled code, it does what a `DynamicLayer` does.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._buffers: tuple[Tensor, Tensor] | None = None
+        self._room: _Room | None = None
+        self._last: tuple[Tensor, Tensor] | None = None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Append (B, H, N, K) keys and values; returns all, (B, H, S + N, K)."""
+        if self._may_append(key_states, value_states):
+            past, new = self.keys.shape[2], key_states.shape[2]
+            if self._room is None or not self._room.fits(past, new):
+                self._room = _Room.beginning_with(self.keys, self.values, 2 * (past + new))
+            self.keys, self.values = self._room.append(key_states, value_states)
+        else:
+            self._room = None
+            super().update(key_states, value_states, *args, **kwargs)
+        self._last = (self.keys, self.values)
+        return self._last
+
+    def _may_append(self, key_states: Tensor, value_states: Tensor) -> bool:
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return super().update(key_states, value_states, *args, **kwargs)
-        past = self.get_seq_length()
-        # At first no room is made: those of cross-attention never grow. Of two dtypes, as where
-        # autocast begins between two steps, the wider is kept.
-        if past == 0 or key_states.dtype != self.keys.dtype:
-            return super().update(key_states, value_states, *args, **kwargs)
-        total = past + key_states.shape[-2]
-        if not self._has_room(total):
-            self._buffers = (_longer(self.keys, 2 * total), _longer(self.values, 2 * total))
-        k_BHCK, v_BHCK = self._buffers
-        k_BHCK[..., past:total, :] = key_states
-        v_BHCK[..., past:total, :] = value_states
-        self.keys, self.values = k_BHCK[..., :total, :], v_BHCK[..., :total, :]
-        return self.keys, self.values
-
-    def _has_room(self, total: int) -> bool:
-        """Whether ``keys`` and ``values`` still begin the buffers, and these hold ``total``."""
-        if self._buffers is None:
             return False
-        return all(
-            view.data_ptr() == buffer.data_ptr()
-            and view.shape[:2] == buffer.shape[:2]
-            and view.stride() == buffer.stride()
-            and total <= buffer.shape[-2]
-            and buffer.is_inference() == torch.is_inference_mode_enabled()
-            for view, buffer in zip((self.keys, self.values), self._buffers, strict=True)
+        # At first no room is made: the keys and values of cross-attention never grow.
+        if self._last is None or self.keys is not self._last[0] or self.values is not self._last[1]:
+            return False
+        return all(  # else a plain layer raises, or keeps the wider of two dtypes
+            new.dtype == held.dtype and new.shape[:2] == held.shape[:2]
+            for new, held in ((key_states, self.keys), (value_states, self.values))
         )
-
-
-def _longer(x_BHSK: Tensor, capacity: int) -> Tensor:
-    """Buffer (B, H, C, K) that begins with ``x_BHSK``."""
-    batch, heads, past, width = x_BHSK.shape
-    buffer_BHCK = x_BHSK.new_empty(batch, heads, capacity, width)
-    buffer_BHCK[..., :past, :] = x_BHSK
-    return buffer_BHCK
 
 
 def let_grow(cache: EncoderDecoderCache, num_layers: int) -> None:

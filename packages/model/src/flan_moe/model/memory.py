@@ -94,7 +94,8 @@ def cache_bytes(
     """Bytes of the keys and values that generating one sequence keeps.
 
     In each decoder layer, of its L own positions and of the S positions of the encoder. Room for
-    growth, at most as much again as the own positions take, is not counted.
+    growth, which greedy decoding and sampling make, at most as much again as the own positions
+    take, is not counted.
     """
     width = 2 * config.num_heads * config.d_kv
     positions = encoder_length + decoder_length

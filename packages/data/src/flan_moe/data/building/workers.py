@@ -11,6 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 Job = Callable[[int], Any]
@@ -47,30 +48,33 @@ def run_jobs(
         for number in numbers:
             done(number, job(number))
         return
-    pool = _Pool(job, min(workers, len(numbers)))
+    pool = _Pool()
     try:
+        pool.start(job, min(workers, len(numbers)))
         pool.run(numbers, done)
     finally:
         pool.close()
 
 
 class _Pool:
-    def __init__(self, job: Job, size: int) -> None:
+    def __init__(self) -> None:
+        self._processes: list[BaseProcess] = []
+        self._connections: list[Connection] = []
+
+    def start(self, job: Job, size: int) -> None:
         # Forking hands over open tasks and closures that could not be pickled.
         context = multiprocessing.get_context("fork")
-        self._processes = []
-        self._connections: list[Connection] = []
         for _ in range(size):
             ours, theirs = context.Pipe()
-            inherited = [ours, *self._connections]
+            self._connections.append(ours)
+            inherited = list(self._connections)
             process = context.Process(target=_work, args=(job, theirs, inherited), daemon=True)
+            self._processes.append(process)  # before it runs: what interrupts must not forget it
             with warnings.catch_warnings():
                 # The other threads are idle ones of tokenizers and torch; the workers use neither.
                 warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
                 process.start()
             theirs.close()
-            self._processes.append(process)
-            self._connections.append(ours)
 
     def run(self, numbers: Sequence[int], done: Callable[[int, Any], None]) -> None:
         waiting = iter(numbers)
@@ -91,12 +95,13 @@ class _Pool:
 
     def close(self) -> None:
         """Stop the workers; idle ones at once, others in the middle of their job."""
-        for process in self._processes:
+        started = [process for process in self._processes if process.pid is not None]
+        for process in started:
             # Not SIGTERM: one that has just been forked still has this process's handler, and what
             # that raises (Composer's: SystemExit) is swallowed inside the hooks that run after a
             # fork. The worker would live on, and the join below would wait for it for ever.
             process.kill()
-        for process in self._processes:
+        for process in started:
             process.join()
         for connection in self._connections:
             connection.close()
