@@ -216,14 +216,14 @@ def _parts(left_Mc: Tensor, right_cN: Tensor) -> int:
     With few rows and M > N (the gradient of W_o) MKL divides the work among threads badly: strips
     are written 1.0 to 1.5 times as fast (M = 3072, N = 768; M = 2048, N = 512; two AVX-512 cores).
     """
-    m, c = left_Mc.shape
+    height, rows = left_Mc.shape
     threads = torch.get_num_threads()
     pays = (
         left_Mc.device.type == "cpu"
         and left_Mc.dtype == torch.float32
-        and c < _FEW_ROWS.stop
-        and m > right_cN.shape[1]
-        and m % threads == 0
+        and rows < _FEW_ROWS.stop
+        and height > right_cN.shape[1]
+        and height % threads == 0
     )
     return threads if pays else 1
 

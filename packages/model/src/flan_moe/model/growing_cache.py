@@ -87,7 +87,6 @@ class GrowingLayer(DynamicLayer):
     def _may_append(self, key_states: Tensor, value_states: Tensor) -> bool:
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return False
-        # At first no room is made: the keys and values of cross-attention never grow.
         if self._last is None or self.keys is not self._last[0] or self.values is not self._last[1]:
             return False
         return all(  # else a plain layer raises, or keeps the wider of two dtypes
@@ -97,15 +96,17 @@ class GrowingLayer(DynamicLayer):
 
 
 def let_grow(cache: EncoderDecoderCache, num_layers: int) -> None:
-    """Give a still empty cache of two plain `DynamicCache` layers that grow; leave others alone.
+    """Let the decoder's own keys and values grow, if the cache is plain and still empty.
+
+    Those of cross-attention are written once.
 
     Args:
-        cache: as transformers' generation makes it.
+        cache: as transformers' generation makes it; caches of other kinds are left alone.
         num_layers: of the decoder.
     """
-    for part in (cache.self_attention_cache, cache.cross_attention_cache):
-        is_plain = type(part) is DynamicCache and not getattr(part, "offloading", False)
-        if is_plain and all(
-            type(layer) is DynamicLayer and not layer.is_initialized for layer in part.layers
-        ):
-            part.layers = [GrowingLayer() for _ in range(num_layers)]
+    own = cache.self_attention_cache
+    is_plain = type(own) is DynamicCache and not own.offloading
+    if is_plain and all(
+        type(layer) is DynamicLayer and not layer.is_initialized for layer in own.layers
+    ):
+        own.layers = [GrowingLayer() for _ in range(num_layers)]
